@@ -1,0 +1,128 @@
+"""Durable local files: written whole or not at all, locked while in use.
+
+The rule everywhere: temporary name -> write -> fsync -> rename -> fsync of the folder. Temporary names
+start with ``.tmp-`` and are the only files that may ever be deleted without asking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from .effects import effect
+from .errors import BusyError, DistdataError
+
+TMP_PREFIX = ".tmp-"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, point: str) -> Iterator[BinaryIO]:
+    """Yield a file that appears under `path` complete and synced, or not at all.
+
+    `point` names the effects (``{point}.write``, ``.fsync``, ``.rename``). Raises DistdataError for a
+    full disk or a folder that can't be written, after removing the temporary file.
+    """
+    tmp = temporary_beside(path)
+    with disk_errors(path):
+        try:
+            with open(tmp, "wb") as f:
+                yield f
+                effect(f"{point}.write")
+                sync_file(f)
+                effect(f"{point}.fsync")
+            os.replace(tmp, path)
+            effect(f"{point}.rename")
+            sync_folder(path.parent)
+        except BaseException:
+            tmp.unlink(missing_ok=True)
+            raise
+
+
+def write_atomic(path: Path, data: bytes, point: str) -> None:
+    """Write `data` to `path` durably (see `atomic_file`)."""
+    with atomic_file(path, point) as f:
+        f.write(data)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return an unused temporary name in the folder of `path`, which is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent / f"{TMP_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+
+
+def sync_file(f: BinaryIO) -> None:
+    """Flush a file's bytes to the disk."""
+    f.flush()
+    os.fsync(f.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals (full, read-only, not allowed) into a DistdataError naming `path`."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DistdataError(
+                f"{path}: the disk is full ({_free_bytes(path):,} bytes free in {path.parent}). Everything committed "
+                "before is safe; free some space and run the same command again to go on."
+            ) from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DistdataError(f"{path}: can't be written ({os.strerror(e.errno)}). Check the folder's owner.") from e
+        raise
+
+
+def _free_bytes(path: Path) -> int:
+    for folder in path.parents:
+        if folder.exists():
+            stat = os.statvfs(folder)
+            return stat.f_bavail * stat.f_frsize
+    return 0
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold `path` locked against other processes; the lock dies with its holder, however that ends.
+
+    Raises BusyError with the text `busy` (in which ``{holder}`` is replaced by the holder's process id)
+    when another process still has it after `wait_s` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_s
+    with open(path, "a+") as f:
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    f.seek(0)
+                    raise BusyError(busy.replace("{holder}", f.read().strip() or "unknown")) from None
+                time.sleep(0.02)
+        f.truncate(0)
+        f.write(str(os.getpid()))
+        f.flush()
+        yield
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

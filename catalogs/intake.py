@@ -1,0 +1,122 @@
+"""What enters the catalog from outside: the cell table of distdata.toml, and scenario seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from . import store
+from .cells import build_cells
+from .config import Config
+from .errors import DistdataError
+from .events import append_table, list_events, read_table
+from .files import exclusive_lock, sha256_file
+from .hashing import bytes_hash, content_hash
+from .project import Project
+from .register import catch_up
+from .seeds import check_seeds, read_seed_file, with_permanent_numbers
+
+AssignSplits = Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
+"""(seeds with seed_id, slice, grp; splits in force with grp, split) -> every group with its split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportResult:
+    """What an import brought: seeds in all and per split. `known` marks a file that was there already."""
+
+    source: str
+    n_seeds: int
+    per_split: dict[str, int]
+    known: bool = False
+
+
+def define_cells(project: Project) -> bool:
+    """Bring the catalog's cell table in line with distdata.toml; return whether it changed.
+
+    Raises:
+        DistdataError: the change would orphan seeds (an axis added or removed, or a value in use removed).
+    """
+    catch_up(project)
+    last = [e for e in list_events(project.events_dir) if e.kind == "cells"]
+    counts: dict[str, int] = {}
+    known: dict[str, int] = {}
+    if last:
+        with store.read(project.catalog_path) as con:
+            known = dict(con.execute("SELECT cell, cell_id FROM cells").fetchall())
+            sql = "SELECT cell, count(*) FROM seeds JOIN cells USING (cell_id) GROUP BY ALL"
+            counts = dict(con.execute(sql).fetchall())
+            n_seeds = sum(counts.values())
+        _, meta = read_table(last[-1])
+        axes_then = [name for name, _ in meta["axes"]]
+        if n_seeds and axes_then != list(project.config.axes):
+            raise DistdataError(
+                f"distdata.toml: the axes are now {', '.join(project.config.axes)}; the {n_seeds:,} seeds of this catalog "
+                f"were imported under {', '.join(axes_then)}. Start a new project (distdata init) and import them again."
+            )
+    else:
+        meta = {}
+    fingerprint = _fingerprint(project, counts)
+    if last and meta["fingerprint"] == fingerprint:
+        return False
+    cells = build_cells(project.config, known, counts, project.root)
+    orphans = {c: n for c, n in counts.items() if c not in set(cells["cell"])}
+    if orphans:
+        cell, n = next(iter(orphans.items()))
+        raise DistdataError(
+            f"distdata.toml: {len(orphans)} cell(s) with seeds would vanish ({cell}: {n} seeds, ...). Keep the value or "
+            "scenario type, and declare its cells [[infeasible]] if nothing shall be bought there."
+        )
+    axes = [[name, axis.values] for name, axis in project.config.axes.items()]
+    append_table(project.events_dir, "cells", cells.to_arrow(), {"axes": axes, "fingerprint": fingerprint})
+    catch_up(project)
+    return True
+
+
+def _fingerprint(project: Project, counts: dict[str, int]) -> str:
+    c: Config = project.config
+    parts = c.model_dump(mode="json", include={"axes", "scenarios", "infeasible", "bands", "fleet"})
+    parts["k"] = c.plan.k
+    if c.fleet.source == "seeds":
+        parts["seeds"] = counts
+    if c.fleet.table:
+        path = project.root / c.fleet.table
+        parts["table"] = bytes_hash([path.read_bytes()]) if path.exists() else "missing"
+    return content_hash(parts)
+
+
+def import_file(project: Project, path: Path, assign: AssignSplits) -> ImportResult:
+    """Import a seed file; the same bytes a second time change nothing. Raises DistdataError (see `seeds`)."""
+    raw = read_seed_file(path)
+    return import_seeds(project, raw, path.name, sha256_file(path), assign)
+
+
+def import_seeds(project: Project, raw: pl.DataFrame, source: str, sha256: str, assign: AssignSplits) -> ImportResult:
+    """Check seeds, give them permanent random numbers and splits, and append them to the catalog.
+
+    All or nothing: when any seed is refused, none is imported.
+    """
+    busy = f"{project.root}: process {{holder}} is importing seeds; wait for it."
+    with exclusive_lock(project.events_dir / ".import-lock", busy):
+        define_cells(project)
+        with store.read(project.catalog_path) as con:
+            cells = con.sql("SELECT * FROM cells").pl()
+            existing = con.sql("SELECT seed_id FROM seeds").pl()["seed_id"]
+            used = con.sql("SELECT DISTINCT grp, split FROM seeds").pl()
+            same = store.first(con.execute("SELECT n_seeds FROM imports WHERE sha256 = ?", [sha256]))
+        if same:
+            return ImportResult(source=source, n_seeds=same[0], per_split={}, known=True)
+        seeds = check_seeds(raw, cells, list(project.config.axes), existing, source)
+        splits = assign(seeds.select("seed_id", "slice", "grp"), used)
+        seeds = seeds.join(splits.select("grp", "split"), on="grp", how="left", maintain_order="left")
+        seeds = with_permanent_numbers(seeds, project.config.project.salt).drop("slice")
+        table: pa.Table = seeds.to_arrow()
+        append_table(project.events_dir, "import", table, {"source": source, "sha256": sha256})
+        catch_up(project)
+        if project.config.fleet.source == "seeds":
+            define_cells(project)
+    per_split = dict(seeds.group_by("split").len().sort("split").iter_rows())
+    return ImportResult(source=source, n_seeds=len(seeds), per_split=per_split)

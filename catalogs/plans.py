@@ -1,0 +1,185 @@
+"""Frozen plans on disk: what to buy, in which order, under which random seeds; written once.
+
+A plan is the folder ``plans/ID``: ``plan.json`` (the header), ``cells.parquet`` (the chain behind every
+cell's number), ``draws.arrow`` (one row per draw in the order of generation) and ``seeds.arrow`` (the
+seeds' own state). The plan exists from the moment its event is written.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from . import store
+from .errors import DistdataError, nearest
+from .events import append_json
+from .files import write_atomic
+from .hashing import draw_rng_seed
+from .project import Project
+from .register import catch_up
+
+PURPOSES = ("train", "gate", "confirm", "pilot")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanInputs:
+    """What planning needs from the catalog (see `stratify.plan` for the columns)."""
+
+    cells: pl.DataFrame
+    seeds: pl.DataFrame
+    bought: pl.DataFrame
+    measured_gpu_s: float | None
+    measured_usd: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedPlan:
+    """A plan read back: its header, and its draws and seeds as memory-mapped tables."""
+
+    plan_id: str
+    header: dict[str, Any]
+    draws: pa.Table
+    seeds: pa.Table
+
+    @property
+    def n_draws(self) -> int:
+        """How many draws the plan buys."""
+        return len(self.draws)
+
+
+def planning_inputs(project: Project, teacher_hash: str) -> PlanInputs:
+    """Read cells, seeds, the draws that this teacher version already gave, and its measured cost per draw."""
+    with store.read(project.catalog_path) as con:
+        cells = con.sql(
+            "SELECT cell_id, cell, slice, scenario, layer, feasible, band, fleet_share, k FROM cells ORDER BY cell_id"
+        ).pl()
+        seeds = con.sql("SELECT seed_id, cell_id, grp, split, prn, decision_point, k FROM seeds").pl()
+        bought = con.sql(
+            "SELECT seed_id, k::INTEGER AS k FROM samples JOIN plans USING (plan_no) WHERE teacher_hash = ?",
+            params=[teacher_hash],
+        ).pl()
+        row = store.first(con.execute(
+            "SELECT avg(s.gpu_s), avg(s.usd) FROM samples s JOIN plans USING (plan_no) WHERE teacher_hash = ?",
+            [teacher_hash],
+        ))
+    gpu_s, usd = row if row else (None, None)
+    return PlanInputs(cells=cells, seeds=seeds, bought=bought, measured_gpu_s=gpu_s, measured_usd=usd)
+
+
+def sample_id(seed_id: str, k: int, teacher_hash: str) -> str:
+    """Return the key of a draw: unique, since one teacher version gives each (seed, k) once."""
+    return f"{seed_id}-k{k:03d}-{teacher_hash[:8]}"
+
+
+def save_plan(project: Project, header: dict[str, Any], cells: pl.DataFrame, draws: pl.DataFrame) -> None:
+    """Freeze a plan: write its folder, then its event. Saving the same plan again changes nothing.
+
+    `draws` needs seed_id, cell_id, k, n_k, pi, weight, decision_point in generation order. Sample ids and
+    random seeds are added here, the seeds' own state is copied from the catalog.
+    """
+    folder = project.plans_dir / header["plan_id"]
+    salt, teacher_hash = project.config.project.salt, header["teacher_hash"]
+    keys = list(draws.select("seed_id", "k").iter_rows())
+    with store.read(project.catalog_path) as con:
+        axes = list(project.config.axes)
+        axis_json = ", ".join(f"'{a}', c.\"{a}\"" for a in axes)
+        con.register("wanted", draws.select("seed_id").unique().to_arrow())
+        seeds = con.sql(
+            f"""SELECT s.seed_id, c.cell, c.scenario, s.split, json_object({axis_json})::VARCHAR AS axes, s.params,
+                s.control_axis, s.control_value
+            FROM seeds s JOIN cells c USING (cell_id) SEMI JOIN wanted w ON s.seed_id = w.seed_id ORDER BY s.seed_id"""
+        ).to_arrow_table()
+        frame = con.sql("SELECT cell_id, cell FROM cells").pl()
+    rows = pl.DataFrame({"seed_id": pl.from_arrow(seeds["seed_id"])}).with_row_index("seed_row")
+    full = draws.join(frame, on="cell_id", how="left", maintain_order="left")
+    full = full.join(rows, on="seed_id", how="left", maintain_order="left").with_columns(
+        sample_id=pl.Series([sample_id(s, k, teacher_hash) for s, k in keys], dtype=pl.String),
+        rng_seed=pl.Series(np.fromiter((draw_rng_seed(salt, s, k) for s, k in keys), np.uint64, len(keys))),
+    )
+    table = full.select(
+        "sample_id", "seed_id", "cell", pl.col("k").cast(pl.Int16), pl.col("n_k").cast(pl.Int16), "rng_seed",
+        "decision_point", "pi", "weight", "seed_row",
+    ).to_arrow()  # fmt: skip
+    buffer = io.BytesIO()
+    cells.write_parquet(buffer)
+    write_atomic(folder / "cells.parquet", buffer.getvalue(), "plan.cells")
+    write_atomic(folder / "draws.arrow", _ipc(table), "plan.draws")
+    write_atomic(folder / "seeds.arrow", _ipc(seeds), "plan.seeds")
+    write_atomic(folder / "plan.json", json.dumps(header, indent=1, sort_keys=True).encode(), "plan.header")
+    append_json(project.events_dir, "plan", header)
+    catch_up(project)
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=65536)
+    return bytes(sink.getvalue())
+
+
+def load_plan(project: Project, plan_id: str) -> SavedPlan:
+    """Read a frozen plan back, memory-mapped.
+
+    Raises:
+        DistdataError: no such plan, or a damaged file.
+    """
+    folder = project.plans_dir / plan_id
+    try:
+        header = json.loads((folder / "plan.json").read_bytes())
+        draws = pa.ipc.open_file(pa.memory_map(str(folder / "draws.arrow"))).read_all()
+        seeds = pa.ipc.open_file(pa.memory_map(str(folder / "seeds.arrow"))).read_all()
+    except FileNotFoundError as e:
+        known = [p.name for p in sorted(project.plans_dir.glob("*"))] if project.plans_dir.is_dir() else []
+        raise DistdataError(
+            f"plan {plan_id}: {Path(str(e.filename)).name} not found.{nearest(plan_id, known)}"
+        ) from None
+    except (OSError, ValueError, pa.ArrowInvalid) as e:
+        raise DistdataError(f"{folder}: damaged ({e}). Restore it from a backup, or make a new plan.") from None
+    return SavedPlan(plan_id=plan_id, header=header, draws=draws, seeds=seeds)
+
+
+def open_plans(project: Project) -> list[dict[str, Any]]:
+    """List the plans not superseded, oldest first: plan_id, purpose, n_draws, generated, failed."""
+    with store.read(project.catalog_path) as con:
+        return (
+            con.sql(
+                """SELECT plan_id, purpose, policy, budget, teacher, teacher_hash, n_draws, usd,
+                coalesce(sum(u.n_ok), 0)::BIGINT AS generated
+            FROM plans p LEFT JOIN (SELECT plan_no, n_ok FROM units) u USING (plan_no)
+            WHERE superseded_by IS NULL GROUP BY ALL ORDER BY min(plan_no)"""
+            )
+            .pl()
+            .to_dicts()
+        )
+
+
+def find_plan(project: Project, plan_id: str | None) -> str:
+    """Resolve a plan id or its unique beginning; None means the newest open plan.
+
+    Raises:
+        DistdataError: there is none, several match, or the one named was superseded.
+    """
+    if plan_id is None:
+        plans = open_plans(project)
+        if not plans:
+            raise DistdataError("There is no plan yet. Make one: distdata plan --budget 2000samples")
+        return str(plans[-1]["plan_id"])
+    with store.read(project.catalog_path) as con:
+        rows = con.execute("SELECT plan_id, superseded_by FROM plans ORDER BY plan_no").fetchall()
+    hits = [r for r in rows if r[0].startswith(plan_id)]
+    if len(hits) != 1:
+        what = "no plan" if not hits else f"{len(hits)} plans"
+        raise DistdataError(f"{what} begin with {plan_id!r}.{nearest(plan_id, [r[0] for r in rows])}")
+    if hits[0][1]:
+        raise DistdataError(
+            f"plan {hits[0][0]} was superseded by {hits[0][1]}: what it had bought counts there as credit. "
+            "Run `distdata generate` without --plan for the plan in force."
+        )
+    return str(hits[0][0])

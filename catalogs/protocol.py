@@ -1,0 +1,130 @@
+"""The teacher protocol: what any model offers so that plans can be run on it.
+
+A student under gate is the same thing in another role. The protocol sits in the bottom layer because
+both the pipeline that calls teachers and the packages that provide them (a trained student) need it.
+
+A teacher is a class taking its options as keyword arguments::
+
+    class Teacher:
+        def __init__(self, **options): ...            # cheap: no weights, no heavy imports
+        def describe(self) -> TeacherInfo: ...        # cheap: called by `plan` as well
+        def sample(self, requests) -> Iterable[Draw | Failure]: ...   # loads on first use
+
+`sample` gets one micro-batch, whose composition the plan froze, and answers every request once, in any
+order. Randomness comes from ``request.rng_seed`` and from nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+Reproducible = Literal["exact", "tolerance", "none"]
+
+Member = NDArray[Any] | Mapping[str, NDArray[Any]] | str | bytes | Mapping[str, Any] | Sequence[Any]
+"""What a draw may hold, by the ending of its name: ``.npy`` an array, ``.npz`` a mapping of arrays,
+``.json`` JSON-able data, ``.txt`` a string, any other ending bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberSpec:
+    """What one array member looks like in every draw.
+
+    `dtype` is a numpy name (``float32``); `shape` holds None where a dimension varies from draw to draw.
+    `allow_nan` lets NaN and infinities through; by default they make the draw a failure.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...]
+    allow_nan: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherInfo:
+    """Who the teacher is and how it behaves.
+
+    - `id`, `version`: for people (``crossing``, ``1``).
+    - `content_hash`: hex digits over whatever decides the output: weights, sampler, steps, guidance,
+      prompt template, library versions where they matter. Another hash is another teacher version.
+    - `kind`: the record kind of its samples (``rollout``, ``kd_pair``, ``text``; formats in docs).
+    - `usd_per_gpuh`: price of an hour of its time; 0 for a teacher that costs nothing.
+    - `reproducible`: ``exact`` (same request, same batch: same bytes on one machine type), ``tolerance``
+      or ``none``.
+    - `joint_batches`: True when a micro-batch is computed as one (its bits may depend on its company), so
+      a lost batch is asked again whole; False when requests are independent and paid one by one.
+    - `members`: the array members every draw carries. Declared members are checked on every draw.
+    - `outcomes`: the labels that `Draw.outcome` can take; empty when the teacher knows none.
+    """
+
+    id: str
+    version: str
+    content_hash: str
+    kind: str
+    usd_per_gpuh: float = 0.0
+    reproducible: Reproducible = "exact"
+    joint_batches: bool = True
+    members: Mapping[str, MemberSpec] = field(default_factory=dict)
+    outcomes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One draw to make: the seed's own state and the one random seed to use.
+
+    `axes` maps axis to value, `params` is the seed's JSON object (initial state, prompt, control).
+    `rng_seed` lies in [0, 2**63). `capture` names extras wanted in the members (``trajectory``).
+    """
+
+    seed_id: str
+    k: int
+    rng_seed: int
+    axes: Mapping[str, str]
+    scenario: str
+    params: Mapping[str, Any]
+    capture: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """One answer: its members by file ending (``pose.npy``), and what the teacher knows about it.
+
+    `gpu_s` is the measured cost in seconds of this draw alone; None shares the batch's wall time evenly.
+    `usd` overrides the price computed from `gpu_s` (an endpoint's bill).
+    """
+
+    seed_id: str
+    k: int
+    members: Mapping[str, Member]
+    outcome: str | None = None
+    gpu_s: float | None = None
+    usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One request that got no sample: `kind` is ``error``, ``timeout``, ``refused`` or ``invalid``.
+
+    `usd` is what the failed attempt cost all the same, when the teacher knows it.
+    """
+
+    seed_id: str
+    k: int
+    kind: Literal["error", "timeout", "refused", "invalid"]
+    reason: str
+    usd: float | None = None
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Anything with `describe` and `sample` (see the module's text)."""
+
+    def describe(self) -> TeacherInfo:
+        """Say who this is, without loading weights."""
+        ...
+
+    def sample(self, requests: Sequence[Request]) -> Iterable[Draw | Failure]:
+        """Answer every request of one micro-batch once, in any order."""
+        ...

@@ -1,0 +1,253 @@
+"""Registration: apply events and manifests that the catalog does not know yet. Rebuild is this from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from . import store
+from .effects import effect
+from .errors import BusyError, DistdataError
+from .events import Event, list_events, read_json, read_table
+from .manifests import UnitSummary, read_manifest
+from .project import Project
+from .views import view_statements
+
+BATCH = 256
+
+
+def catch_up(project: Project, wait_s: float = store.WRITE_WAIT_S) -> int:
+    """Register everything that is on disk and not in the catalog; return how many events and manifests were new.
+
+    Raises BusyError when the catalog stays locked for `wait_s`; what was not registered then is registered
+    by a later call, nothing is lost.
+    """
+    n_new = 0
+    events, manifests = _missing(project)
+    if not project.catalog_path.exists() or events:
+        with store.write(project.catalog_path, wait_s) as con:
+            known = _known_events(con)  # asked again inside: another process may have been faster
+            fresh = [e for e in events if e.number not in known]
+            for event in (e for e in fresh if e.kind != "compact"):
+                _apply_event(con, project, event)
+            n_new += len(fresh)
+    for start in range(0, len(manifests), BATCH):
+        n_new += register_manifests(project, manifests[start : start + BATCH], wait_s)
+    compacts = [e for e in events if e.kind == "compact"]
+    if compacts:
+        with store.write(project.catalog_path, wait_s) as con:
+            known = _known_events(con)
+            for event in (e for e in compacts if e.number not in known):
+                _apply_event(con, project, event)
+    return n_new
+
+
+def catch_up_if_free(project: Project) -> None:
+    """Register what is missing if that is possible at once; a query must not wait for it."""
+    try:
+        if any(_missing(project)) or not project.catalog_path.exists():
+            catch_up(project, wait_s=1.0)
+    except BusyError:
+        pass
+
+
+def rebuild(project: Project) -> None:
+    """Delete the catalog file and make it anew from events, plans and manifests."""
+    with store.write(project.catalog_path):
+        pass  # nobody else has it open; a newer catalog is refused here instead of being deleted
+    for path in (project.catalog_path, project.catalog_path.with_name(project.catalog_path.name + ".wal")):
+        path.unlink(missing_ok=True)
+    catch_up(project)
+
+
+def register_manifests(project: Project, names: Sequence[str], wait_s: float) -> int:
+    """Register these manifests in one transaction, skipping known ones; return how many were new."""
+    if not names:
+        return 0
+    read = [read_manifest(project.storage, name) for name in names]
+    with store.write(project.catalog_path, wait_s) as con:
+        known = {r[0] for r in con.execute("SELECT manifest FROM units").fetchall()}
+        plans = dict(con.execute("SELECT plan_id, plan_no FROM plans").fetchall())
+        fresh = sorted(((t, s) for t, s in read if s.manifest not in known), key=lambda p: (p[1].unit, p[1].attempt))
+        for _, summary in fresh:
+            if summary.plan_id not in plans:
+                raise DistdataError(
+                    f"{project.storage.address(summary.manifest)}: belongs to plan {summary.plan_id}, which is not in "
+                    f"{project.events_dir}. Move it away, or restore that plan's event."
+                )
+        _insert_units(con, fresh, plans)
+        effect("register.units")
+    effect("register.done")
+    return len(fresh)
+
+
+def _missing(project: Project) -> tuple[list[Event], list[str]]:
+    on_disk = list_events(project.events_dir)
+    plan_ids = [e.path for e in on_disk if e.kind == "plan"]
+    folders = [read_json(Event(0, "plan", p))["plan_id"] for p in plan_ids]
+    names = [f.name for d in dict.fromkeys(folders) for f in project.storage.list(d) if f.name.endswith(".parquet")]
+    if not project.catalog_path.exists():
+        return on_disk, names
+    with store.read(project.catalog_path) as con:
+        tables = {r[0] for r in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        if "units" not in tables:
+            return on_disk, names
+        known_units = {r[0] for r in con.execute("SELECT manifest FROM units").fetchall()}
+        known_events = _known_events(con)
+    return [e for e in on_disk if e.number not in known_events], [n for n in names if n not in known_units]
+
+
+def _known_events(con: duckdb.DuckDBPyConnection) -> set[int]:
+    return {r[0] for r in con.execute("SELECT number FROM events").fetchall()}
+
+
+def _apply_event(con: duckdb.DuckDBPyConnection, project: Project, event: Event) -> None:
+    apply = {"cells": _apply_cells, "import": _apply_import, "plan": _apply_plan, "compact": _apply_compact}
+    apply[event.kind](con, project, event)
+    con.execute("INSERT INTO events VALUES (?, ?, ?)", [event.number, event.kind, event.path.name])
+
+
+def _apply_cells(con: duckdb.DuckDBPyConnection, _project: Project, event: Event) -> None:
+    table, meta = read_table(event)
+    con.register("incoming", table)
+    con.execute("CREATE OR REPLACE TABLE cells AS SELECT * FROM incoming")
+    con.unregister("incoming")
+    con.execute("DELETE FROM axes")
+    rows = [
+        {"axis": axis, "position": i, "value": value, "value_position": j}
+        for i, (axis, values) in enumerate(meta["axes"])
+        for j, value in enumerate(values)
+    ]
+    store.insert(con, "axes", pa.Table.from_pylist(rows))
+    for statement in view_statements([axis for axis, _ in meta["axes"]]):
+        con.execute(statement)
+
+
+def _apply_import(con: duckdb.DuckDBPyConnection, _project: Project, event: Event) -> None:
+    table, meta = read_table(event)
+    con.execute("INSERT INTO imports VALUES (?, ?, ?, ?)", [event.number, meta["source"], meta["sha256"], len(table)])
+    constant = pa.array([event.number], pa.int32()).take(pa.array([0] * len(table), pa.int32()))
+    store.insert(con, "seeds", table.append_column("import_id", constant))
+
+
+def _apply_plan(con: duckdb.DuckDBPyConnection, project: Project, event: Event) -> None:
+    header = read_json(event)
+    cells = pl.read_parquet(project.plans_dir / header["plan_id"] / "cells.parquet")
+    row = {k: header[k] for k in (
+        "plan_id", "purpose", "policy", "budget", "created", "teacher", "teacher_version", "teacher_hash", "n_draws",
+        "usd", "gpu_s",
+    )}  # fmt: skip
+    store.insert(con, "plans", pa.Table.from_pylist([{"plan_no": event.number, **row, "superseded_by": None}]))
+    con.execute("UPDATE plans SET superseded_by = ? WHERE plan_id IN (SELECT unnest(?))",
+                [header["plan_id"], header["supersedes"]])  # fmt: skip
+    kept = cells.select(
+        pl.lit(event.number, pl.Int32).alias("plan_no"), "cell_id", "target", "credit", "fresh",
+        pl.col("n_seeds_frame").alias("n_frame"), pl.col("n_seeds_taken").alias("n_taken"), "weight", "floor",
+        "ceiling", "usd", "mark",
+    )  # fmt: skip
+    store.insert(con, "plan_cells", kept.to_arrow())
+
+
+def _apply_compact(con: duckdb.DuckDBPyConnection, _project: Project, event: Event) -> None:
+    moves, _ = read_table(event)
+    con.register("moves", moves)
+    con.execute(
+        "UPDATE units SET shard = m.new_shard, shard_offset = m.delta, shard_bytes = m.new_bytes, shard_digest = m.new_digest "
+        "FROM moves m WHERE units.manifest = m.manifest"
+    )
+    con.unregister("moves")
+
+
+def _insert_units(
+    con: duckdb.DuckDBPyConnection, fresh: Iterable[tuple[pa.Table, UnitSummary]], plans: dict[str, int]
+) -> None:
+    tables, units = [], []
+    for table, s in fresh:
+        units.append(_unit_row(s, plans[s.plan_id]))
+        constants = {"plan_no": plans[s.plan_id], "unit": s.unit, "attempt": s.attempt}
+        for name, value in constants.items():
+            table = table.append_column(
+                name, pa.array([value], pa.int32()).take(pa.array([0] * len(table), pa.int32()))
+            )
+        tables.append(table.replace_schema_metadata(None))
+        if s.replaces:
+            _retire_earlier(con, s, plans[s.plan_id], tables[:-1], units[:-1])
+            tables, units = [table.replace_schema_metadata(None)], [units[-1]]
+    _insert_rows(con, tables, units)
+
+
+def _unit_row(s: UnitSummary, plan_no: int) -> dict[str, Any]:
+    return {
+        "plan_no": plan_no, "unit": s.unit, "attempt": s.attempt, "manifest": s.manifest, "shard": s.shard,
+        "shard_offset": 0, "shard_bytes": s.shard_bytes, "shard_digest": s.shard_digest, "n_ok": s.n_ok,
+        "n_failed": s.n_failed, "gpu_s": s.gpu_s, "usd": s.usd, "in_doubt_usd": s.in_doubt_usd, "wall_s": s.wall_s,
+    }  # fmt: skip
+
+
+def _retire_earlier(
+    con: duckdb.DuckDBPyConnection, s: UnitSummary, plan_no: int, tables: list[pa.Table], units: list[dict[str, Any]]
+) -> None:
+    """Let a repair stand in for the unit's earlier attempts: their samples go, what they cost stays."""
+    _insert_rows(con, tables, units)
+    key = [plan_no, s.unit, s.attempt]
+    con.execute("DELETE FROM samples WHERE plan_no = ? AND unit = ? AND attempt < ?", key)
+    con.execute(
+        "UPDATE unit_cells SET generated = 0, n_bytes = 0, weight_sum = 0, weight_sq_sum = 0 "
+        "WHERE plan_no = ? AND unit = ? AND attempt < ?", key,
+    )  # fmt: skip
+    con.execute("UPDATE units SET n_ok = 0, shard = NULL WHERE plan_no = ? AND unit = ? AND attempt < ?", key)
+
+
+def _insert_rows(con: duckdb.DuckDBPyConnection, tables: list[pa.Table], units: list[dict[str, Any]]) -> None:
+    if not tables:
+        return
+    schema = con.sql("SELECT * FROM units LIMIT 0").to_arrow_table().schema
+    store.insert(con, "units", pa.Table.from_pylist(units, schema))
+    con.register("draws", pa.concat_tables(tables))
+    con.execute(
+        """INSERT INTO unit_cells BY NAME
+        SELECT plan_no, unit, attempt, c.cell_id, count(*) FILTER (status = 'ok') AS generated,
+            count(*) FILTER (status = 'failed') AS failed, sum(paid_gpu_s) AS gpu_s, sum(paid_usd) AS usd,
+            sum(in_doubt_usd) AS in_doubt_usd, coalesce(sum(n_bytes), 0) AS n_bytes,
+            coalesce(sum(weight) FILTER (status = 'ok'), 0) AS weight_sum,
+            coalesce(sum(weight * weight) FILTER (status = 'ok'), 0) AS weight_sq_sum
+        FROM draws d JOIN (SELECT cell, cell_id FROM cells) c USING (cell) GROUP BY ALL ORDER BY ALL"""
+    )
+    con.execute(
+        """INSERT INTO samples BY NAME
+        SELECT sample_id, plan_no, unit, attempt, c.cell_id, seed_id, d.k, n_k, kind, split, source, decision_point, pi,
+            weight, outcome, "offset", n_bytes, gpu_s, usd
+        FROM draws d JOIN (SELECT cell, cell_id FROM cells) c USING (cell) WHERE status = 'ok'"""
+    )
+    con.execute(
+        """INSERT INTO attempts BY NAME
+        SELECT plan_no, unit, attempt, c.cell_id, seed_id, d.k, failure, reason, tries, paid_usd AS usd, in_doubt_usd
+        FROM draws d JOIN (SELECT cell, cell_id FROM cells) c USING (cell) WHERE status = 'failed'"""
+    )
+    con.unregister("draws")
+
+
+class Registrar:
+    """Registers manifests as they arrive, at most about once a second, and never makes generation wait."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._waiting: list[str] = []
+
+    def add(self, manifest: str) -> None:
+        """Remember a committed manifest for the next `flush`."""
+        self._waiting.append(manifest)
+
+    def flush(self, wait_s: float = 0.05) -> int:
+        """Register what waits, unless the catalog is busy; return how many manifests still wait."""
+        try:
+            while self._waiting:
+                register_manifests(self._project, self._waiting[:BATCH], wait_s)
+                del self._waiting[:BATCH]
+        except BusyError:
+            pass
+        return len(self._waiting)

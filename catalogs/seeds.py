@@ -1,0 +1,230 @@
+"""Read scenario seeds from Parquet, JSONL or CSV, and refuse what could not be planned with.
+
+Input columns: ``seed_id``, one column per axis, ``scenario``; optional ``group`` (drive, log, document;
+the unit of splitting; default the seed itself), ``decision_point`` (default false), ``k``,
+``control_axis`` and ``control_value``, ``params`` (an object, or its JSON text). Any other column joins
+the params under its own name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from .config import NAME_PATTERN
+from .errors import DistdataError, nearest
+from .hashing import unit_interval
+
+MAX_ID_CHARS = 64
+_KNOWN = ("seed_id", "scenario", "group", "decision_point", "k", "control_axis", "control_value", "params")
+_SHOWN = 3
+
+
+def read_seed_file(path: Path) -> pl.DataFrame:
+    """Read a seed file by its ending (.parquet, .jsonl, .csv) into one row per seed, unchecked.
+
+    Raises:
+        DistdataError: missing, unreadable or of another kind; JSONL errors name the line.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return pl.read_parquet(path)
+        if path.suffix == ".csv":
+            return pl.read_csv(path, infer_schema=False)
+        if path.suffix in (".jsonl", ".ndjson"):
+            return _read_jsonl(path)
+    except FileNotFoundError:
+        raise DistdataError(f"{path}: not found.") from None
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
+        raise DistdataError(f"{path}: can't be read: {e}") from None
+    raise DistdataError(f"{path}: unknown ending {path.suffix!r}. Seeds are read from .parquet, .jsonl and .csv.")
+
+
+def _read_jsonl(path: Path) -> pl.DataFrame:
+    records: list[dict[str, Any]] = []
+    with open(path, encoding="utf-8") as f:
+        for number, line in enumerate(f, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as e:
+                raise DistdataError(f"{path}: line {number}: not valid JSON: {e}") from None
+            if not isinstance(record, dict):
+                raise DistdataError(f"{path}: line {number}: a seed must be an object, got {type(record).__name__}.")
+            records.append(record)
+    names = list(dict.fromkeys(key for r in records for key in r))
+    return pl.DataFrame({n: _column([r.get(n) for r in records]) for n in names})
+
+
+def _column(values: list[Any]) -> pl.Series:
+    if any(isinstance(v, dict | list) for v in values):
+        return pl.Series([None if v is None else json.dumps(v, sort_keys=True) for v in values], dtype=pl.String)
+    return pl.Series(values, strict=False)
+
+
+def check_seeds(
+    raw: pl.DataFrame, cells: pl.DataFrame, axes: Sequence[str], existing: pl.Series, where: str
+) -> pl.DataFrame:
+    """Check seeds against the catalog and bring them into the catalog's columns.
+
+    `cells` is the cell table (`cells.build_cells`), `existing` the seed ids already in the catalog, `where`
+    the source as errors name it.
+
+    Returns columns seed_id, cell_id int32, slice, grp, decision_point, k int32 (null: by scenario type),
+    control_axis, control_value float64, params (JSON text of an object).
+
+    Raises:
+        DistdataError: missing columns, ids that are not ``[A-Za-z0-9_-]{1,64}``, duplicate ids, unknown
+            values, seeds of infeasible cells, bad params or K. Names the rows (counted from 1), loses nothing.
+    """
+    for column in ["seed_id", *axes, "scenario"]:
+        if column not in raw.columns:
+            raise DistdataError(f"{where}: column {column!r} is missing.{nearest(column, raw.columns)}")
+    if not len(raw):
+        raise DistdataError(f"{where}: holds no seed.")
+    text = {c: pl.col(c).cast(pl.String) for c in ["seed_id", *axes, "scenario"]}
+    seeds = raw.with_columns(**text).with_row_index("row", offset=1)
+    _check_ids(seeds, existing, where)
+    _check_values(seeds, cells, axes, where)
+    keyed = seeds.with_columns(
+        cell=pl.concat_str([pl.concat_str(axes, separator=","), pl.col("scenario")], separator="/")
+    )
+    joined = keyed.join(
+        cells.select("cell", "cell_id", "slice", "feasible", "reason"), on="cell", how="left", maintain_order="left"
+    )
+    _refuse(
+        joined.filter(~pl.col("feasible")), where, "lies in a cell declared infeasible",
+        lambda r: f"{r['cell']}: {r['reason']}", "Remove these seeds, or the [[infeasible]] rule.",
+    )  # fmt: skip
+    return joined.select(
+        "seed_id",
+        "cell_id",
+        "slice",
+        (pl.col("group").cast(pl.String) if "group" in raw.columns else pl.col("seed_id"))
+        .fill_null(pl.col("seed_id"))
+        .alias("grp"),
+        _booleans(joined, where).alias("decision_point"),
+        _numbers(joined, "k", where, pl.Int32, lambda c: (c >= 1) & (c <= 255), "a whole number from 1 to 255"),
+        (joined["control_axis"].cast(pl.String) if "control_axis" in raw.columns else _nulls(joined, pl.String)).alias(
+            "control_axis"
+        ),
+        _numbers(joined, "control_value", where, pl.Float64, lambda c: c.is_finite(), "a finite number"),
+        _params(joined, axes, where).alias("params"),
+    )
+
+
+def with_permanent_numbers(seeds: pl.DataFrame, salt: str) -> pl.DataFrame:
+    """Add each seed's permanent random number `prn`, float64 in [0, 1)."""
+    prn = np.fromiter((unit_interval("prn", salt, s) for s in seeds["seed_id"]), np.float64, len(seeds))
+    return seeds.with_columns(prn=pl.Series(prn))
+
+
+def from_arrow(table: pa.Table) -> pl.DataFrame:
+    """Take a generator's Arrow table as seed rows."""
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame), "a table becomes a frame"
+    return frame
+
+
+def _check_ids(seeds: pl.DataFrame, existing: pl.Series, where: str) -> None:
+    ok = pl.col("seed_id").str.contains(NAME_PATTERN) & (pl.col("seed_id").str.len_chars() <= MAX_ID_CHARS)
+    _refuse(
+        seeds.filter(~ok.fill_null(False)), where, "has an id that can't be a sample key",
+        lambda r: repr(r["seed_id"]),
+        f"An id is 1 to {MAX_ID_CHARS} of A-Z a-z 0-9 _ -: a dot or slash would merge samples in WebDataset readers.",
+    )  # fmt: skip
+    again = seeds.filter(pl.col("seed_id").is_duplicated())
+    _refuse(again, where, "has an id that comes twice", lambda r: repr(r["seed_id"]), "Ids must be unique.")
+    _refuse(
+        seeds.filter(pl.col("seed_id").is_in(existing.implode())), where, "has an id that the catalog already holds",
+        lambda r: repr(r["seed_id"]), "Give new seeds new ids; imported seeds never change.",
+    )  # fmt: skip
+
+
+def _check_values(seeds: pl.DataFrame, cells: pl.DataFrame, axes: Sequence[str], where: str) -> None:
+    for column in [*axes, "scenario"]:
+        known = cells[column].unique().to_list()
+        bad = seeds.filter(~pl.col(column).is_in(known).fill_null(False))
+        hint = nearest(str(bad[column][0]), sorted(known)).strip() if len(bad) else ""
+        _refuse(bad, where, f"has an unknown {column}", lambda r, c=column: repr(r[c]), hint)
+
+
+def _booleans(seeds: pl.DataFrame, where: str) -> pl.Series:
+    if "decision_point" not in seeds.columns:
+        return pl.Series([False] * len(seeds), dtype=pl.Boolean)
+    given = seeds["decision_point"]
+    if given.dtype == pl.Boolean:
+        return given.fill_null(False)
+    words = given.cast(pl.String).str.to_lowercase().fill_null("false")
+    bad = seeds.filter(~words.is_in(["true", "false", "1", "0", ""]))
+    _refuse(bad, where, "has a bad decision_point", lambda r: repr(r["decision_point"]), "Allowed: true, false.")
+    return words.is_in(["true", "1"])
+
+
+def _numbers(seeds: pl.DataFrame, name: str, where: str, dtype: Any, allowed: Any, wanted: str) -> pl.Series:
+    if name not in seeds.columns:
+        return _nulls(seeds, dtype).alias(name)
+    given = seeds[name]
+    if given.dtype == pl.String:
+        given = given.replace("", None)
+    values = given.cast(pl.Float64, strict=False)
+    whole = values == values.floor() if dtype == pl.Int32 else pl.Series([True]).new_from_index(0, len(values))
+    good = values.is_not_null() & allowed(values) & whole
+    _refuse(
+        seeds.filter(given.is_not_null() & ~good.fill_null(False)), where, f"has a bad {name}",
+        lambda r: repr(r[name]), f"It must be {wanted}.",
+    )  # fmt: skip
+    return values.cast(dtype).alias(name)
+
+
+def _params(seeds: pl.DataFrame, axes: Sequence[str], where: str) -> pl.Series:
+    """Return each seed's params as JSON text, with the columns that are nobody else's joined in."""
+    taken = {*_KNOWN, *axes, "row", "cell", "cell_id", "slice", "feasible", "reason"}
+    extra = [c for c in seeds.columns if c not in taken]
+    if "params" in seeds.columns and isinstance(seeds["params"].dtype, pl.Struct):
+        base = seeds["params"].struct.json_encode()
+    elif "params" in seeds.columns:
+        base = seeds["params"].cast(pl.String).fill_null("{}")
+    else:
+        base = pl.Series(["{}"]).new_from_index(0, len(seeds))
+    out, bad = [], []
+    extras = seeds.select(extra).iter_rows(named=True) if extra else iter([{}] * len(seeds))
+    for row, text, more in zip(seeds["row"], base, extras, strict=True):
+        try:
+            value = json.loads(text)
+            if not isinstance(value, dict):
+                raise ValueError("not an object")
+            out.append(text if not more else json.dumps({**more, **value}, sort_keys=True, allow_nan=False))
+        except (ValueError, TypeError) as e:
+            bad.append(f"row {row}: {e}")
+            out.append("{}")
+    if bad:
+        raise DistdataError(
+            f"{where}: {len(bad):,} of {len(seeds):,} seeds have bad params ({'; '.join(bad[:_SHOWN])})."
+        )
+    return pl.Series(out, dtype=pl.String)
+
+
+def _nulls(seeds: pl.DataFrame, dtype: Any) -> pl.Series:
+    return pl.Series([None], dtype=dtype).new_from_index(0, len(seeds))
+
+
+def _refuse(bad: pl.DataFrame, where: str, what: str, show: Any, advice: str) -> None:
+    if not len(bad):
+        return
+    places = ", ".join(f"row {r['row']} {_id_of(r)}({show(r)})" for r in bad.head(_SHOWN).iter_rows(named=True))
+    more = f" and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
+    raise DistdataError(f"{where}: {len(bad):,} seed(s): {what}: {places}{more}. {advice} Nothing was imported.")
+
+
+def _id_of(row: Mapping[str, Any]) -> str:
+    value = str(row["seed_id"])
+    return f"{value} " if re.fullmatch(NAME_PATTERN, value) else ""

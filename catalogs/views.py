@@ -1,0 +1,66 @@
+"""The views that people query, built for a project's own axes (they are real columns)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def view_statements(axes: Sequence[str]) -> list[str]:
+    """Return the CREATE statements of all views for these axes, in the order of their dependence."""
+    columns = "".join(f'c."{a}", ' for a in axes)
+    return [
+        f"""CREATE OR REPLACE VIEW coverage_by_purpose AS
+WITH target AS (
+    SELECT purpose, cell_id, target, credit, fresh, mark
+    FROM plan_cells JOIN plans USING (plan_no)
+    QUALIFY row_number() OVER (PARTITION BY purpose, cell_id ORDER BY plan_no DESC) = 1
+), planned AS (
+    SELECT purpose, cell_id, sum(fresh) AS planned
+    FROM plan_cells JOIN plans USING (plan_no) WHERE superseded_by IS NULL GROUP BY ALL
+), made AS (
+    SELECT purpose, cell_id, sum(generated)::BIGINT AS generated, sum(failed)::BIGINT AS failed, sum(u.gpu_s) AS gpu_s,
+        sum(u.usd) AS usd, sum(in_doubt_usd) AS in_doubt_usd, sum(n_bytes)::BIGINT AS bytes,
+        CASE WHEN sum(weight_sq_sum) > 0 THEN sum(weight_sum) ** 2 / sum(weight_sq_sum) ELSE 0 END AS effective_n,
+        sum(CASE WHEN superseded_by IS NOT NULL THEN generated ELSE 0 END)::BIGINT AS of_superseded
+    FROM unit_cells u JOIN plans USING (plan_no) GROUP BY ALL
+), frame AS (
+    SELECT cell_id, count(*) AS n_seeds FROM seeds GROUP BY ALL
+), purposes AS (SELECT DISTINCT purpose FROM plans UNION SELECT 'train')
+SELECT p.purpose, {columns}c.cell, c.slice, c.scenario, c.layer, c.feasible, c.band, c.fleet_share,
+    coalesce(f.n_seeds, 0) AS n_seeds,
+    coalesce(t.target, 0) AS target,
+    (coalesce(n.planned, 0) + coalesce(m.of_superseded, 0))::BIGINT AS planned,
+    coalesce(m.generated, 0) AS generated,
+    coalesce(m.generated, 0) AS kept,
+    coalesce(t.credit, 0) AS credited,
+    coalesce(m.failed, 0) AS failed,
+    greatest(coalesce(t.target, 0) - coalesce(m.generated, 0), 0) AS deficit,
+    coalesce(m.effective_n, 0) AS effective_n,
+    coalesce(m.gpu_s, 0) AS gpu_s, coalesce(m.usd, 0) AS usd, coalesce(m.in_doubt_usd, 0) AS in_doubt_usd,
+    coalesce(m.bytes, 0) AS bytes
+FROM cells c CROSS JOIN purposes p
+LEFT JOIN target t USING (purpose, cell_id) LEFT JOIN planned n USING (purpose, cell_id)
+LEFT JOIN made m USING (purpose, cell_id) LEFT JOIN frame f USING (cell_id)""",
+        "CREATE OR REPLACE VIEW coverage AS SELECT * EXCLUDE (purpose) FROM coverage_by_purpose WHERE purpose = 'train'",
+        f"""CREATE OR REPLACE VIEW samples_wide AS
+SELECT s.sample_id, {columns}c.cell, c.slice, c.scenario, c.layer, s.outcome, s.seed_id, s.k, s.n_k, s.decision_point,
+    s.split, s.source, p.purpose, s.pi, s.weight, s.kind, s.gpu_s, s.usd, u.shard, s."offset" + u.shard_offset AS "offset",
+    s.n_bytes, p.plan_id, s.unit, p.teacher, p.teacher_version, p.teacher_hash
+FROM samples s JOIN cells c USING (cell_id) JOIN plans p USING (plan_no) JOIN units u USING (plan_no, unit, attempt)""",
+        f"""CREATE OR REPLACE VIEW failed_attempts AS
+SELECT {columns}c.cell, c.scenario, a.seed_id, a.k, a.failure, a.reason, a.tries, a.usd, p.plan_id, a.unit, a.attempt
+FROM attempts a JOIN cells c USING (cell_id) JOIN plans p USING (plan_no)""",
+        f"""CREATE OR REPLACE VIEW spend_by_cell AS
+SELECT {columns}c.cell, c.slice, c.scenario, c.layer, p.purpose, p.teacher, sum(u.generated)::BIGINT AS generated,
+    sum(u.gpu_s) / 3600 AS gpu_h, sum(u.usd) AS known_usd, sum(u.in_doubt_usd) AS in_doubt_usd
+FROM unit_cells u JOIN cells c USING (cell_id) JOIN plans p USING (plan_no) GROUP BY ALL""",
+        f"""CREATE OR REPLACE VIEW seeds_wide AS
+SELECT s.seed_id, {columns}c.cell, c.slice, c.scenario, c.layer, s.grp AS "group", s.split, s.prn, s.decision_point,
+    coalesce(s.k, c.k) AS k, s.control_axis, s.control_value, s.params, i.source
+FROM seeds s JOIN cells c USING (cell_id) JOIN imports i USING (import_id)""",
+    ]
+
+
+VIEW_NAMES = (
+    "coverage", "coverage_by_purpose", "samples_wide", "failed_attempts", "spend_by_cell", "seeds_wide",
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""What happens to samples after generation; today the export to Hugging Face datasets."""

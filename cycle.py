@@ -1,0 +1,219 @@
+"""The stages of the loop, joined: the one module besides the command line that knows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from .catalogs.config import CONFIG_NAME, Policy, parse_config
+from .catalogs.errors import DistdataError
+from .catalogs.files import exclusive_lock, write_atomic
+from .catalogs.gather import gather_report
+from .catalogs.hashing import content_hash
+from .catalogs.intake import ImportResult, define_cells, import_file, import_seeds
+from .catalogs.plans import PlanInputs, open_plans, planning_inputs, save_plan
+from .catalogs.project import Project
+from .catalogs.protocol import TeacherInfo
+from .catalogs.register import catch_up
+from .catalogs.report import render_report
+from .catalogs.seeds import from_arrow
+from .catalogs.tables import PlanRow
+from .generate.presets import load_preset
+from .generate.teachers.registry import make_seeds, make_teacher, teacher_info
+from .stratify.budget import parse_budget
+from .stratify.plan import make_plan
+from .stratify.request import Plan, PlanRequest, Purpose, Rates, plan_id
+from .stratify.splits import assign_splits
+
+HELD_OUT = ("gate", "confirm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """A plan with what it would be saved as. `known` says that the very same plan is saved already."""
+
+    plan: Plan
+    header: dict[str, Any]
+    known: bool
+
+    @property
+    def plan_id(self) -> str:
+        """The plan's id."""
+        return str(self.header["plan_id"])
+
+
+def init_project(root: Path, preset_name: str, n_seeds: int | None = None) -> ImportResult | None:
+    """Make a project in `root`: distdata.toml, the catalog and, for a bundled preset, its seeds.
+
+    Raises:
+        DistdataError: there is a distdata.toml already, or the preset is not known or not valid.
+    """
+    path = root / CONFIG_NAME
+    if path.exists():
+        raise DistdataError(f"{path}: a project is here already. Use another folder: distdata init --project DIR")
+    preset = load_preset(preset_name)
+    config = parse_config(preset.text, preset_name if preset.generator is None else f"preset {preset_name}")
+    write_atomic(path, preset.text.encode(), "init.config")
+    project = Project(root.resolve(), config)
+    define_cells(project)
+    if preset.generator is None or n_seeds == 0:
+        return None
+    return import_generated(project, preset.generator, n_seeds or preset.n_seeds, {})
+
+
+def import_seed_file(project: Project, path: Path) -> ImportResult:
+    """Import seeds from a Parquet, JSONL or CSV file."""
+    return import_file(project, path, _split_rule(project))
+
+
+def import_generated(project: Project, generator: str, n: int, options: Mapping[str, Any]) -> ImportResult:
+    """Import seeds that a generator makes (see `generate.teachers.registry.make_seeds`)."""
+    salt = project.config.project.salt
+    table = make_seeds(generator, n, salt, options, project.root)
+    identity = content_hash(["generator", generator, n, salt, dict(options)])
+    return import_seeds(project, from_arrow(table), f"{generator} generator, n = {n:,}", identity, _split_rule(project))
+
+
+def _split_rule(project: Project) -> Any:
+    rules, salt = project.config.splits, project.config.project.salt
+
+    def assign(seeds: pl.DataFrame, used: pl.DataFrame) -> pl.DataFrame:
+        return assign_splits(
+            seeds, used, gate=rules.gate, confirm=rules.confirm, min_groups=rules.min_groups, salt=salt
+        )  # fmt: skip
+
+    return assign
+
+
+def plan_purchase(
+    project: Project,
+    *,
+    budget: str,
+    purpose: Purpose = "train",
+    policy: Policy | None = None,
+    boosts: Mapping[str, float] | None = None,
+    allow_undecidable: bool = False,
+) -> Purchase:
+    """Decide what to buy, from the catalog as it is; nothing is written but a changed cell table.
+
+    Raises:
+        DistdataError: a bad budget, floors it can't cover, cells without seeds, slices without gate groups,
+            or a money budget while no cost per draw is known.
+    """
+    define_cells(project)
+    rules, splits = project.config.plan, project.config.splits
+    info = teacher_info(make_teacher(project.config.teacher, project.root), project.config.teacher)
+    inputs = planning_inputs(project, info.content_hash)
+    request = PlanRequest(
+        purpose=purpose,
+        budget=parse_budget(budget),
+        policy=policy or rules.policy,
+        gamma=rules.gamma,
+        fleet_blend=rules.fleet_blend,
+        k=rules.k,
+        floor_seeds=rules.floor_seeds,
+        expected_yield=rules.expected_yield,
+        held_out=tuple(s for s in HELD_OUT if getattr(splits, s) > 0),
+        min_groups=splits.min_groups,
+        boosts=boosts or {},
+        allow_undecidable=allow_undecidable,
+    )
+    rates = _rates(project, request, info, inputs)
+    plan = make_plan(request, inputs.cells, inputs.seeds, inputs.bought, rates)
+    identity = plan_id(plan, f"{info.content_hash} {project.config.project.salt}")
+    earlier = open_plans(project)
+    header = {
+        "plan_id": identity,
+        "purpose": purpose,
+        "policy": request.policy,
+        "budget": budget,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "teacher": info.id,
+        "teacher_version": info.version,
+        "teacher_hash": info.content_hash,
+        "usd_per_gpuh": info.usd_per_gpuh,
+        "gpu_s_per_draw": rates.gpu_s,
+        "usd_per_draw": rates.usd,
+        "n_draws": plan.n_fresh,
+        "usd": plan.usd,
+        "gpu_s": plan.gpu_s,
+        "supersedes": [p["plan_id"] for p in earlier if p["purpose"] == purpose and p["plan_id"] != identity],
+    }
+    return Purchase(plan=plan, header=header, known=any(p["plan_id"] == identity for p in earlier))
+
+
+def _rates(project: Project, request: PlanRequest, info: TeacherInfo, inputs: PlanInputs) -> Rates:
+    """Take the measured cost per draw where this teacher version has one, else the given one."""
+    given = project.config.teacher.gpu_s_per_draw
+    gpu_s = inputs.measured_gpu_s if inputs.measured_gpu_s is not None else given
+    if gpu_s is None:
+        if request.budget.kind != "samples":
+            raise DistdataError(
+                f"plan: a budget of {request.budget} needs the cost of a draw, which is not known yet. Set [teacher] "
+                "gpu_s_per_draw in distdata.toml, or buy a few samples first: distdata plan --budget 200samples"
+            )
+        return Rates(usd=0.0, gpu_s=0.0)
+    usd = inputs.measured_usd if inputs.measured_usd is not None else gpu_s / 3600 * info.usd_per_gpuh
+    return Rates(usd=usd, gpu_s=gpu_s)
+
+
+def save_purchase(project: Project, purchase: Purchase) -> bool:
+    """Freeze a purchase as the plan in force; return False when the very same plan is saved already.
+
+    Raises:
+        DistdataError: generation is running, or an earlier plan has paid answers that are not committed.
+    """
+    if purchase.known:
+        return False
+    busy = (
+        f"{project.root}: process {{holder}} is generating here. Wait for it, or stop it with Ctrl-C, then plan again."
+    )
+    with exclusive_lock(project.spool_dir / "generate.lock", busy):
+        for old in purchase.header["supersedes"]:
+            paid = list(project.spool_dir.glob(f"{old}-*.spool"))
+            if paid:
+                raise DistdataError(
+                    f"plan {old} was interrupted with paid answers in {len(paid)} unfinished unit(s). Run "
+                    "`distdata generate --only-started` to finish just these; they then count as credit here."
+                )
+        draws = purchase.plan.draws.rename({"k_total": "n_k"})
+        save_plan(project, purchase.header, purchase.plan.cells, draws)
+    catch_up(project)
+    return True
+
+
+def parse_boosts(texts: list[str]) -> dict[str, float]:
+    """Read ``CELL_OR_SLICE=FACTOR`` texts; raises DistdataError for one that is not of that form."""
+    boosts = {}
+    for text in texts:
+        name, _, factor = text.rpartition("=")
+        try:
+            boosts[name] = float(factor)
+        except ValueError:
+            name = ""
+        if not name:
+            raise DistdataError(f"--boost {text}: write CELL_OR_SLICE=FACTOR, for example night,rain=2")
+    return boosts
+
+
+def plan_table_rows(plan: Plan) -> list[PlanRow]:
+    """Return the feasible cells of a plan as the terminal table shows them."""
+    cells = plan.cells.filter("feasible").select(
+        "slice", "scenario", "band", "weight", "target", "credit", "fresh", "usd"
+    )
+    return [
+        PlanRow(slice=s, scenario=c, band=b, weight=w, target=t, have=h, buy=f, usd=u)
+        for s, c, b, w, t, h, f, u in cells.iter_rows()
+    ]
+
+
+def write_report(project: Project, out: Path) -> Path:
+    """Write the HTML report and return its path."""
+    data = gather_report(project, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+    write_atomic(out, render_report(data).encode(), "report")
+    return out.resolve()

@@ -1,0 +1,1 @@
+"""Teachers, and the pipeline that runs a plan on them exactly once."""

@@ -1,0 +1,111 @@
+"""Ask a teacher for a micro-batch without trusting it: it may raise, hang, answer too little or too much."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from ..catalogs.errors import DistdataError
+from ..catalogs.protocol import Draw, Failure, Request, Teacher
+
+LOAD_S = 1800.0  # a large model may take this long to load before its first answer
+MAX_REASON_CHARS = 500
+
+
+class Timed(NamedTuple):
+    """An answer and the seconds since the batch was asked."""
+
+    answer: Draw | Failure
+    elapsed_s: float
+
+
+class _Raised(NamedTuple):
+    error: BaseException
+
+
+_DONE = object()
+
+
+class Asker:
+    """A teacher behind a thread of its own, so that a hanging call can be given up.
+
+    A thread that hangs can't be stopped; it is left behind and a fresh teacher takes over. `n_hangs` counts
+    them, so that the caller can stop trying.
+    """
+
+    def __init__(self, make: Callable[[], Teacher], timeout_s: float) -> None:
+        self._make = make
+        self._timeout_s = timeout_s
+        self._teacher: Teacher | None = None
+        self._warm = False
+        self.n_hangs = 0
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher in use, made on first use."""
+        if self._teacher is None:
+            self._teacher = self._make()
+            self._warm = False
+        return self._teacher
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[Timed]:
+        """Yield exactly one answer per request as they arrive; what got none ends as a Failure.
+
+        A DistdataError of the teacher (a missing model, a bad option) is the user's to solve and passes
+        through; any other exception fails the requests that had no answer yet.
+        """
+        answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+        threading.Thread(target=_run, args=(self.teacher, requests, answers), daemon=True, name="teacher").start()
+        waiting = {(r.seed_id, r.k): r for r in requests}
+        start = time.monotonic()
+        deadline = start + self._timeout_s + (0.0 if self._warm else LOAD_S)
+        n_answered = 0
+        while True:
+            try:
+                item = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                self._give_up()
+                reason = f"no answer within {self._timeout_s:g} s (teacher.timeout_s)"
+                yield from _all_failed(waiting.values(), "timeout", reason, start)
+                return
+            if item is _DONE:
+                break
+            if isinstance(item, _Raised):
+                if isinstance(item.error, DistdataError):
+                    raise item.error
+                reason = f"{type(item.error).__name__}: {item.error}"
+                yield from _all_failed(waiting.values(), "error", reason, start)
+                return
+            if not isinstance(item, Draw | Failure):
+                reason = f"the teacher answered with a {type(item).__name__}, not a Draw or Failure"
+                yield from _all_failed(waiting.values(), "error", reason, start)
+                return
+            if waiting.pop((item.seed_id, item.k), None) is not None:
+                n_answered += 1
+                yield Timed(item, time.monotonic() - start)
+            # an answer nobody asked for, or a second one, is dropped: the first answer counts
+        self._warm = True
+        reason = f"the teacher answered {n_answered} of {len(requests)} requests; this one got nothing"
+        yield from _all_failed(waiting.values(), "error", reason, start)
+
+    def _give_up(self) -> None:
+        self.n_hangs += 1
+        self._teacher = None
+
+
+def _run(teacher: Teacher, requests: Sequence[Request], answers: queue.SimpleQueue[object]) -> None:
+    try:
+        for item in teacher.sample(requests):
+            answers.put(item)
+        answers.put(_DONE)
+    except BaseException as e:  # whatever it is, the asking side must hear of it
+        answers.put(_Raised(e))
+
+
+def _all_failed(requests: object, kind: str, reason: str, start: float) -> Iterator[Timed]:
+    elapsed = time.monotonic() - start
+    for r in list(requests):  # type: ignore[call-overload]
+        yield Timed(Failure(seed_id=r.seed_id, k=r.k, kind=kind, reason=reason[:MAX_REASON_CHARS]), elapsed)  # type: ignore[arg-type]

@@ -1,0 +1,459 @@
+"""Run a plan: freeze its units once, make the ones that are missing, register them as they land.
+
+Resuming is running the same thing again: what has a manifest is skipped, what is in a spool is reused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+from ..catalogs import store
+from ..catalogs.check import damaged_units
+from ..catalogs.config import Engine
+from ..catalogs.errors import BusyError, DistdataError, nearest
+from ..catalogs.files import exclusive_lock
+from ..catalogs.manifests import UnitSummary, manifest_name, unit_stem
+from ..catalogs.plans import SavedPlan, find_plan, load_plan
+from ..catalogs.project import Project
+from ..catalogs.protocol import MemberSpec, TeacherInfo
+from ..catalogs.register import Registrar, catch_up
+from .spool import Answer
+from .tasks import (
+    FrozenUnits,
+    Salvage,
+    UnitTask,
+    freeze_units,
+    load_units,
+    make_task,
+    size_unit,
+    task_rows,
+    unit_bounds,
+)  # fmt: skip
+from .teachers.registry import make_teacher, teacher_info
+from .worker import RunRules, Worker, WorkerSpec
+
+INPROCESS_BELOW_S = 60.0
+PROBE_DRAWS = 1 << 30  # before the sizes are frozen, unit 0 is the whole plan
+REGISTER_AT_END_S = 20.0
+_SHARD = re.compile(r"unit-(\d+)(?:-r(\d+))?-[0-9a-f]{16}\.tar$")
+
+Mode = Literal["missing", "only-started", "retry-failed", "repair"]
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes; `generate.progress` shows it to people."""
+
+    def begin(self, *, plan_id: str, total: int, done: int, engine: str, workers: int, usd_expected: float) -> None:
+        """Hear that a run starts with `done` of `total` draws already there."""
+
+    def advance(self, n_draws: int, n_failed: int, usd: float) -> None:
+        """Hear of more answered draws, how many of them failed, and what they cost."""
+
+    def note(self, text: str) -> None:
+        """Hear something worth a line."""
+
+    def end(self) -> None:
+        """Hear that the run is over."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunResult:
+    """What one call of `generate` did, and where the plan stands after it."""
+
+    plan_id: str
+    engine: str
+    workers: int
+    asked: int = 0
+    failed: int = 0
+    usd: float = 0.0
+    in_doubt_usd: float = 0.0
+    units: int = 0
+    wall_s: float = 0.0
+    total: int = 0
+    generated: int = 0
+    unregistered: int = 0
+    damaged: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str, int]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return asdict(self)
+
+
+class _Pending(NamedTuple):
+    tasks: Iterable[UnitTask]
+    n_tasks: int
+    n_draws: int
+
+
+def generate(
+    project: Project,
+    reporter: Reporter,
+    *,
+    plan_id: str | None = None,
+    engine: Engine | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    mode: Mode = "missing",
+) -> RunResult:
+    """Make what the plan still lacks (or, by `mode`, ask failed draws again, or make damaged ones again).
+
+    Raises:
+        DistdataError: another generate runs here, the teacher is not the one the plan was made for, a whole
+            unit failed, or the disk is full. Everything committed before stays, and the same call goes on.
+    """
+    start = time.monotonic()
+    busy = (
+        f"{project.root}: process {{holder}} is already generating here. Wait for it, or stop it with Ctrl-C: what it "
+        "has committed is kept."
+    )
+    with exclusive_lock(project.spool_dir / "generate.lock", busy):
+        catch_up(project)
+        plan = load_plan(project, find_plan(project, plan_id))
+        info = check_teacher(project, plan)
+        n_workers = workers or project.config.generate.workers or _default_workers()
+        chosen = _choose_engine(project, plan, engine, address)
+        rules = RunRules(max_attempts=project.config.generate.max_attempts, spool=_wants_spool(project, info))
+        spec = WorkerSpec(root=project.root, config=project.config, info=info, rules=rules)
+        result = RunResult(
+            plan_id=plan.plan_id, engine=chosen, workers=n_workers if chosen == "ray" else 1, total=plan.n_draws
+        )
+        run = _Run(project, plan, spec, chosen, n_workers, address, reporter, result)
+        run.go(mode)
+        result.wall_s = time.monotonic() - start
+        _where_it_stands(project, result)
+        return result
+
+
+def choose_mode(*, retry_failed: bool, repair: bool, only_started: bool) -> Mode:
+    """Turn the command line's flags into a mode; raises DistdataError when they contradict each other."""
+    flags: dict[Mode, bool] = {"retry-failed": retry_failed, "repair": repair, "only-started": only_started}
+    chosen = [mode for mode, given in flags.items() if given]
+    if len(chosen) > 1:
+        raise DistdataError(f"generate: --{chosen[0]} and --{chosen[1]} are two jobs; run one after the other.")
+    return chosen[0] if chosen else "missing"
+
+
+def outlook(project: Project, plan_id: str | None) -> dict[str, Any]:
+    """Say what `generate` would do, without asking the teacher anything."""
+    plan = load_plan(project, find_plan(project, plan_id))
+    info = check_teacher(project, plan)
+    there = {f.name for f in project.storage.list(plan.plan_id)}
+    units = load_units(project, plan.plan_id)
+    open_draws, n_units = plan.n_draws, None
+    if units is not None:
+        bounds = unit_bounds(plan, units.unit_draws)
+        missing = [b for u, b in enumerate(bounds) if manifest_name(plan.plan_id, u, 0) not in there]
+        open_draws, n_units = sum(stop - start for start, stop in missing), len(missing)
+    return {
+        "plan": plan.plan_id,
+        "teacher": f"{info.id} {info.version} ({info.content_hash})",
+        "draws": open_draws,
+        "units": n_units if n_units is not None else "sized when the first draw is made",
+        "engine": _choose_engine(project, plan, None, None),
+        "usd": round(open_draws * float(plan.header["usd_per_draw"]), 4),
+        "gpu_h": round(open_draws * float(plan.header["gpu_s_per_draw"]) / 3600, 4),
+        "storage": project.storage.address(plan.plan_id),
+    }
+
+
+def check_teacher(project: Project, plan: SavedPlan) -> TeacherInfo:
+    """Return the configured teacher's info after making sure that the plan was made for it."""
+    info = teacher_info(make_teacher(project.config.teacher, project.root), project.config.teacher)
+    if info.content_hash != plan.header["teacher_hash"]:
+        raise DistdataError(
+            f"plan {plan.plan_id} was made for teacher {plan.header['teacher']} {plan.header['teacher_version']} "
+            f"({plan.header['teacher_hash']}); distdata.toml now gives {info.id} {info.version} ({info.content_hash}). "
+            "Restore that teacher, or make a plan for this one: distdata plan --budget ..."
+        )
+    return info
+
+
+def _default_workers() -> int:
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def _choose_engine(project: Project, plan: SavedPlan, engine: Engine | None, address: str | None) -> str:
+    wanted = engine or project.config.generate.engine
+    if wanted not in get_args(Engine):
+        raise DistdataError(f"--engine {wanted}: unknown.{nearest(wanted, get_args(Engine))}")
+    if address or wanted == "ray":
+        if wanted == "inprocess":
+            raise DistdataError("--address goes with the ray engine; drop it, or drop --engine inprocess.")
+        return "ray"
+    if wanted == "inprocess":
+        return "inprocess"
+    return "inprocess" if plan.n_draws * float(plan.header["gpu_s_per_draw"]) < INPROCESS_BELOW_S else "ray"
+
+
+def _wants_spool(project: Project, info: TeacherInfo) -> bool:
+    choice = project.config.generate.spool
+    return choice == "on" or (choice == "auto" and info.usd_per_gpuh > 0)
+
+
+class _Run:
+    """One call of `generate`, after its lock is held and its plan is known."""
+
+    def __init__(
+        self, project: Project, plan: SavedPlan, spec: WorkerSpec, engine: str, n_workers: int, address: str | None,
+        reporter: Reporter, result: RunResult,
+    ) -> None:  # fmt: skip
+        self._project, self._plan, self._spec, self._engine = project, plan, spec, engine
+        self._n_workers, self._address, self._reporter, self._result = n_workers, address, reporter, result
+        self._registrar = Registrar(project)
+
+    def go(self, mode: Mode) -> None:
+        units = load_units(self._project, self._plan.plan_id)
+        pending = self._pending(mode, units) if units else None
+        if pending is not None and pending.n_tasks == 0:
+            return
+        session = self._session()
+        with session:
+            if units is None:
+                units = self._freeze()
+                pending = self._pending(mode, units)
+            assert pending is not None, "sizes are frozen by now"
+            self._clean()
+            self._make(pending)
+
+    def _session(self) -> AbstractContextManager[None]:
+        if self._engine != "ray":
+            return nullcontext()
+        from .ray_engine import ray_session
+
+        return ray_session(self._address, self._n_workers, self._project.config.teacher.gpus)
+
+    def _pending(self, mode: Mode, units: FrozenUnits) -> _Pending:
+        bounds = unit_bounds(self._plan, units.unit_draws)
+        if mode in ("missing", "only-started"):
+            return self._missing(bounds, units, only_started=mode == "only-started")
+        if mode == "retry-failed":
+            return self._failed(bounds, units)
+        return self._damaged(bounds, units)
+
+    def _missing(self, bounds: Sequence[tuple[int, int]], units: FrozenUnits, *, only_started: bool) -> _Pending:
+        plan_id = self._plan.plan_id
+        there = {f.name for f in self._project.storage.list(plan_id)}
+        open_units = [u for u in range(len(bounds)) if manifest_name(plan_id, u, 0) not in there]
+        if only_started:
+            spool = self._project.spool_dir
+            open_units = [u for u in open_units if (spool / f"{plan_id}-{unit_stem(u, 0)}.spool").exists()]
+        tasks = (make_task(self._plan, units, task_rows(self._plan, *bounds[u]), u) for u in open_units)
+        return _Pending(tasks, len(open_units), sum(bounds[u][1] - bounds[u][0] for u in open_units))
+
+    def _failed(self, bounds: Sequence[tuple[int, int]], units: FrozenUnits) -> _Pending:
+        """Ask draws again that failed: only those, in a further attempt of their unit."""
+        with store.read(self._project.catalog_path) as con:
+            rows = con.sql(
+                """SELECT a.unit, a.seed_id, a.k::INTEGER AS k, m.last FROM attempts a JOIN plans p USING (plan_no)
+                JOIN (SELECT plan_no, unit, max(attempt) AS last FROM units GROUP BY ALL) m USING (plan_no, unit)
+                ANTI JOIN samples s ON s.seed_id = a.seed_id AND s.k = a.k AND s.plan_no = a.plan_no
+                WHERE p.plan_id = ? GROUP BY ALL ORDER BY ALL""",
+                params=[self._plan.plan_id],
+            ).pl()
+        tasks = []
+        for (unit,), group in rows.group_by("unit", maintain_order=True):
+            start, stop = bounds[int(str(unit))]
+            wanted = set(group.select("seed_id", "k").iter_rows())
+            draws = self._plan.draws.slice(start, stop - start)
+            pairs = zip(draws["seed_id"].to_pylist(), draws["k"].to_pylist(), strict=True)
+            keep = [i for i, pair in enumerate(pairs) if pair in wanted]
+            task = task_rows(self._plan, start, stop, keep)
+            tasks.append(make_task(self._plan, units, task, int(str(unit)), attempt=int(group["last"][0]) + 1))
+        return _Pending(tasks, len(tasks), sum(len(t.rows) for t in tasks))
+
+    def _damaged(self, bounds: Sequence[tuple[int, int]], units: FrozenUnits) -> _Pending:
+        """Make the units with damaged shards again, keeping every sample that is still intact."""
+        found = damaged_units(self._project, self._plan.plan_id)
+        self._result.damaged = [f"{d.shard}: {d.text}" for d in found]
+        tasks = []
+        for unit in dict.fromkeys(d.unit for d in found):
+            with store.read(self._project.catalog_path) as con:
+                rows = con.execute(
+                    """SELECT manifest, shard, shard_offset, attempt FROM units JOIN plans USING (plan_no)
+                    WHERE plan_id = ? AND unit = ? ORDER BY attempt""",
+                    [self._plan.plan_id, unit],
+                ).fetchall()
+            salvage = tuple(Salvage(manifest=m, shard=s, shard_offset=o) for m, s, o, _ in rows if s is not None)
+            tasks.append(
+                make_task(
+                    self._plan, units, task_rows(self._plan, *bounds[unit]), unit,
+                    attempt=rows[-1][3] + 1, salvage=salvage, replaces=True,
+                )
+            )  # fmt: skip
+        return _Pending(tasks, len(tasks), sum(d.n_draws for d in found))
+
+    def _freeze(self) -> FrozenUnits:
+        """Decide the unit size from a probe of the teacher: its first micro-batch, kept in unit 0's spool."""
+        rules, teacher = self._project.config.generate, self._project.config.teacher
+        units = FrozenUnits(
+            unit_draws=PROBE_DRAWS, batch=teacher.batch, members=self._spec.info.members,
+            gpu_s=float(self._plan.header["gpu_s_per_draw"]), n_bytes=0.0,
+        )  # fmt: skip
+        rows = task_rows(self._plan, 0, min(teacher.batch, self._plan.n_draws))
+        answers = self._probe(make_task(self._plan, units, rows, 0, attempt=0))
+        good = [a for a in answers if a.members is not None]
+        if not good:
+            first = answers[0]
+            raise DistdataError(
+                f"teacher {self._spec.info.id}: the first {len(answers)} draws all failed; the first one: {first.failure}: "
+                f"{first.reason}. Nothing was committed; fix the teacher and run `distdata generate` again."
+            )
+        gpu_s = sum(a.gpu_s for a in good) / len(good)
+        n_bytes = sum(len(b) for a in good for _, b in a.members or ()) / len(good)
+        unit_draws = rules.unit_draws or size_unit(
+            gpu_s, n_bytes, unit_s=rules.unit_s, shard_bytes=rules.shard_mb * 1e6, n_draws=self._plan.n_draws,
+            n_workers=self._n_workers, batch=teacher.batch,
+        )  # fmt: skip
+        frozen = FrozenUnits(
+            unit_draws=unit_draws, batch=teacher.batch, members=dict(units.members) or _infer_members(good),
+            gpu_s=gpu_s, n_bytes=n_bytes,
+        )  # fmt: skip
+        freeze_units(self._project, self._plan.plan_id, frozen)
+        return frozen
+
+    def _probe(self, task: UnitTask) -> list[Answer]:
+        if self._engine == "ray":
+            from .ray_engine import probe_on_ray
+
+            return probe_on_ray(task, self._spec)
+        return self._worker.probe(task)
+
+    @property
+    def _worker(self) -> Worker:
+        if not hasattr(self, "_made"):
+            self._made = Worker(self._spec)
+        return self._made
+
+    def _clean(self) -> None:
+        """Remove what crashed writers left in the plan's folder: half-built files, shards without a manifest."""
+        storage, plan_id = self._project.storage, self._plan.plan_id
+        storage.clean_temporaries(plan_id)
+        names = [f.name for f in storage.list(plan_id)]
+        manifests = {n for n in names if n.endswith(".parquet")}
+        for name in names:
+            match = _SHARD.search(name)
+            if match is None:
+                continue
+            unit, attempt = int(match[1]), int(match[2] or 0)
+            if manifest_name(plan_id, unit, attempt) in manifests:
+                continue
+            lock = self._project.spool_dir / f"{plan_id}-{unit_stem(unit, attempt)}.lock"
+            try:
+                with exclusive_lock(lock, "busy"):
+                    storage.remove(name)
+            except BusyError:
+                continue  # an orphaned worker is still at it; the unit's own lock settles who commits
+
+    def _make(self, pending: _Pending) -> None:
+        reporter, result = self._reporter, self._result
+        reporter.begin(
+            plan_id=self._plan.plan_id, total=self._plan.n_draws, done=self._plan.n_draws - pending.n_draws,
+            engine=self._engine, workers=result.workers,
+            usd_expected=pending.n_draws * float(self._plan.header["usd_per_draw"]),
+        )  # fmt: skip
+        n_seen = 0
+        try:
+            for summary in self._summaries(pending):
+                n_seen += 1
+                self._take(summary)
+                self._registrar.flush()
+        finally:
+            reporter.end()
+            result.unregistered = self._registrar.flush(REGISTER_AT_END_S)
+        if n_seen < pending.n_tasks:
+            raise DistdataError(
+                f"plan {self._plan.plan_id}: {pending.n_tasks - n_seen} of {pending.n_tasks} units killed their worker twice "
+                "and were given up for now; the others are committed. Look at the teacher's memory use, and run "
+                "`distdata generate` again."
+            )
+
+    def _summaries(self, pending: _Pending) -> Iterator[UnitSummary]:
+        if self._engine == "ray":
+            from .ray_engine import run_on_ray
+
+            for summary in run_on_ray(pending.tasks, self._spec, self._n_workers):
+                self._reporter.advance(summary.n_ok + summary.n_failed, summary.n_failed, summary.usd)
+                yield summary
+        else:
+            for task in pending.tasks:
+                yield self._worker.run(task, self._reporter.advance)
+
+    def _take(self, summary: UnitSummary) -> None:
+        r = self._result
+        r.units += 1
+        r.asked += summary.n_ok + summary.n_failed
+        r.failed += summary.n_failed
+        r.usd += summary.usd
+        r.in_doubt_usd += summary.in_doubt_usd
+        self._registrar.add(summary.manifest)
+        if summary.n_ok == 0 and summary.attempt == 0:
+            self._registrar.flush(REGISTER_AT_END_S)
+            raise DistdataError(
+                f"plan {summary.plan_id}: all {summary.n_failed} draws of unit {summary.unit} failed, so the run was stopped "
+                f"before it costs more. {_reasons(self._project, summary)} Fix the teacher, run `distdata generate` to go "
+                "on, and `distdata generate --retry-failed` for these."
+            )
+
+
+def _reasons(project: Project, summary: UnitSummary) -> str:
+    try:
+        with store.read(project.catalog_path) as con:
+            row = store.first(con.execute(
+                """SELECT failure, reason, count(*) FROM attempts JOIN plans USING (plan_no)
+                WHERE plan_id = ? AND unit = ? GROUP BY ALL ORDER BY 3 DESC LIMIT 1""",
+                [summary.plan_id, summary.unit],
+            ))
+    except BusyError:
+        row = None
+    return f"Most often: {row[0]}: {row[1]}." if row else ""
+
+
+def _infer_members(good: Sequence[Answer]) -> dict[str, MemberSpec]:
+    """Take what the probed draws have in common as what every draw must look like."""
+    import numpy as np
+
+    from ..catalogs.codec import decode_member
+
+    seen: dict[str, list[np.ndarray]] = {}
+    for answer in good:
+        for name, data in answer.members or ():
+            if name.endswith(".npy"):
+                array = decode_member(name, data)
+                assert isinstance(array, np.ndarray), "an .npy member decodes to an array"
+                seen.setdefault(name, []).append(array)
+    specs = {}
+    for name, arrays in seen.items():
+        first = arrays[0]
+        if len(arrays) == len(good) and len({(a.dtype, a.ndim) for a in arrays}) == 1:
+            same = [len({a.shape[i] for a in arrays}) == 1 for i in range(first.ndim)]
+            shape = tuple(n if fixed else None for n, fixed in zip(first.shape, same, strict=True))
+            specs[name] = MemberSpec(dtype=first.dtype.name, shape=shape)
+    return specs
+
+
+def _where_it_stands(project: Project, result: RunResult) -> None:
+    """Fill in what the catalog says of the plan now; a busy catalog leaves the run's own counts."""
+    result.generated = result.asked - result.failed
+    try:
+        with store.read(project.catalog_path) as con:
+            row = store.first(con.execute(
+                "SELECT coalesce(sum(n_ok), 0) FROM units JOIN plans USING (plan_no) WHERE plan_id = ?",
+                [result.plan_id],
+            ))
+            found = con.execute(
+                """SELECT failure, reason, count(*) FROM attempts a JOIN plans p USING (plan_no)
+                ANTI JOIN samples s ON s.seed_id = a.seed_id AND s.k = a.k AND s.plan_no = a.plan_no
+                WHERE plan_id = ? GROUP BY ALL ORDER BY 3 DESC LIMIT 5""",
+                [result.plan_id],
+            ).fetchall()
+    except BusyError:
+        return
+    result.generated = int(row[0]) if row else 0
+    result.failures = [(f, r, n) for f, r, n in found]

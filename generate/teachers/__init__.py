@@ -1,0 +1,1 @@
+"""The teachers that come with distdata; each module is one kind."""

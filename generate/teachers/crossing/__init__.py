@@ -1,0 +1,1 @@
+"""The bundled driving world whose law is known."""

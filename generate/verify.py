@@ -1,0 +1,148 @@
+"""Replay: draw samples again and compare them with what is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..catalogs import store
+from ..catalogs.codec import decode_member
+from ..catalogs.errors import DistdataError
+from ..catalogs.hashing import unit_interval
+from ..catalogs.plans import SavedPlan, load_plan
+from ..catalogs.project import Project
+from ..catalogs.protocol import Draw, TeacherInfo
+from ..catalogs.shards import read_sample
+from .ask import Asker
+from .run import check_teacher
+from .run_unit import encode_draw, request_of
+from .tasks import FrozenUnits, load_units, task_rows, unit_bounds
+from .teachers.registry import make_teacher
+from .worker import limit_threads
+
+TOLERANCE = 1e-4
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplayResult:
+    """What a replay compared: samples that came out the same, and the ones that did not with the reason."""
+
+    reproducible: str
+    n_compared: int = 0
+    n_equal: int = 0
+    different: list[tuple[str, str]] = field(default_factory=list)
+
+
+def parse_share(text: str) -> float:
+    """Read ``0.1%`` or ``0.001`` as a share in (0, 1]; raises DistdataError for anything else."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise DistdataError(f"verify: --replay {text}: give a share above 0 and at most 100%, such as 0.1% or 0.001.")
+    return share
+
+
+def replay(project: Project, share: float, salt: str = "") -> ReplayResult:
+    """Draw a share of each open plan's samples again, in their own micro-batches, and compare.
+
+    The samples are chosen by a hash of their id and `salt`; at least one is drawn. A teacher that is
+    reproducible exactly must give the same bytes; one within tolerance, values within 1e-4 of the largest
+    in each array.
+
+    Raises:
+        DistdataError: nothing was generated, or the teacher gives no promise or is another one.
+    """
+    with store.read(project.catalog_path) as con:
+        rows = con.sql(
+            """SELECT sample_id, plan_id, teacher_hash, seed_id, k, shard, "offset", n_bytes FROM samples_wide
+            WHERE plan_id IN (SELECT plan_id FROM plans WHERE superseded_by IS NULL) ORDER BY sample_id"""
+        ).pl().to_dicts()  # fmt: skip
+    if not rows:
+        raise DistdataError("verify: nothing was generated yet. Run `distdata generate` first.")
+    ranked = sorted(rows, key=lambda r: unit_interval("replay", salt, r["sample_id"]))
+    chosen = {r["sample_id"]: r for r in ranked[: max(1, round(share * len(ranked)))]}
+    result: ReplayResult | None = None
+    for plan_id in dict.fromkeys(r["plan_id"] for r in chosen.values()):
+        plan = load_plan(project, plan_id)
+        info = check_teacher(project, plan)
+        if info.reproducible == "none":
+            raise DistdataError(
+                f"verify: teacher {info.id} does not promise to repeat itself, so a replay proves nothing."
+            )
+        result = result or ReplayResult(reproducible=info.reproducible)
+        _replay_plan(project, plan, info, chosen, result)
+    assert result is not None, "at least one sample was chosen"
+    return result
+
+
+def _replay_plan(
+    project: Project, plan: SavedPlan, info: TeacherInfo, chosen: dict[str, dict[str, Any]], result: ReplayResult
+) -> None:
+    units = load_units(project, plan.plan_id)
+    assert units is not None, "a plan with samples has frozen units"
+    config = project.config.teacher
+    limit_threads(config.threads)
+    asker = Asker(lambda: make_teacher(config, project.root), config.timeout_s)
+    for start, stop in _batches(plan, units):
+        ids = plan.draws["sample_id"].slice(start, stop - start).to_pylist()
+        if not any(i in chosen for i in ids):
+            continue
+        batch = task_rows(plan, start, stop).to_pylist()
+        by_key = {(r["seed_id"], r["k"]): r for r in batch}
+        for timed in asker.ask([request_of(r) for r in batch]):
+            row = by_key[timed.answer.seed_id, timed.answer.k]
+            if row["sample_id"] in chosen:
+                _compare(project, units, info, row, timed.answer, chosen[row["sample_id"]], result)
+
+
+def _batches(plan: SavedPlan, units: FrozenUnits) -> list[tuple[int, int]]:
+    return [
+        (at, min(at + units.batch, stop))
+        for start, stop in unit_bounds(plan, units.unit_draws)
+        for at in range(start, stop, units.batch)
+    ]
+
+
+def _compare(
+    project: Project, units: FrozenUnits, info: TeacherInfo, row: dict[str, Any], answer: Any,
+    stored: dict[str, Any], result: ReplayResult,
+) -> None:  # fmt: skip
+    result.n_compared += 1
+    if not isinstance(answer, Draw):
+        result.different.append((row["sample_id"], f"now fails: {answer.kind}: {answer.reason}"))
+        return
+    members, reason = encode_draw(answer, row, units.members, info)
+    if members is None:
+        result.different.append((row["sample_id"], f"now invalid: {reason}"))
+        return
+    with project.storage.open(stored["shard"]) as f:
+        old = read_sample(f, stored["offset"], stored["n_bytes"])
+    wrong = _difference(old, dict(members), exact=info.reproducible == "exact")
+    if wrong:
+        result.different.append((row["sample_id"], wrong))
+    else:
+        result.n_equal += 1
+
+
+def _difference(old: dict[str, bytes], new: dict[str, bytes], *, exact: bool) -> str | None:
+    if set(old) != set(new):
+        return f"members differ: stored {', '.join(sorted(old))}; now {', '.join(sorted(new))}"
+    for name in old:
+        if old[name] == new[name]:
+            continue
+        if exact:
+            return f"{name}: bytes differ ({len(old[name]):,} stored, {len(new[name]):,} now)"
+        a, b = decode_member(name, old[name]), decode_member(name, new[name])
+        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+            return f"{name}: differs"
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"{name}: {a.dtype} {a.shape} stored, {b.dtype} {b.shape} now"
+        largest = float(np.max(np.abs(a), initial=0.0))
+        apart = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0))
+        if not apart <= TOLERANCE * max(largest, 1.0):
+            return f"{name}: values differ by up to {apart:.3g}, of at most {largest:.3g}"
+    return None

@@ -1,0 +1,1 @@
+"""Pure statistics: bands to weights to allocation to K to drawn seeds to a plan."""

@@ -1,0 +1,154 @@
+"""What a person is told about a plan."""
+
+import polars as pl
+import pytest
+
+from distdata.catalogs.errors import DistdataError
+from distdata.stratify.budget import parse_budget
+from distdata.stratify.explain import MAX_CELLS, explain, plan_rows
+from distdata.stratify.plan import make_plan
+from distdata.stratify.request import Plan, PlanRequest, Rates
+
+
+def _plan(budget: str = "40samples", n_values: int = 2, **changes: object) -> Plan:
+    """Plan slices (day|night) x (dry|rain...) with two scenario types: night,rain bands 0.05, one cell infeasible."""
+    rows = [
+        (f"{light},{ground}", scenario)
+        for light in ("day", "night")
+        for ground in ["dry", "rain", *[f"wet{i}" for i in range(n_values - 2)]]
+        for scenario in ("cross", "wait")
+    ]
+    n = len(rows)
+    cells = pl.DataFrame(
+        {
+            "cell_id": pl.Series(range(n), dtype=pl.Int32),
+            "cell": [f"{slice_name}/{scenario}" for slice_name, scenario in rows],
+            "slice": [slice_name for slice_name, _ in rows],
+            "scenario": [scenario for _, scenario in rows],
+            "layer": ["long_tail" if scenario == "cross" else "core" for _, scenario in rows],
+            "feasible": [row != ("day,dry", "wait") for row in rows],
+            "band": [0.05 if row == ("night,rain", "cross") else 0.1 for row in rows],
+            "fleet_share": [0.0 if row == ("day,dry", "wait") else 1 / (n - 1) for row in rows],
+            "k": pl.Series([4] * n, dtype=pl.Int32),
+        }
+    )
+    seeds = pl.DataFrame(
+        {
+            "seed_id": [f"c{c}-{i}" for c in range(n) for i in range(5)],
+            "cell_id": pl.Series([c for c in range(n) for _ in range(5)], dtype=pl.Int32),
+            "grp": [f"g{i}" for i in range(5 * n)],
+            "split": ["train"] * (5 * n),
+            "prn": [(i + 0.5) / (5 * n) for i in range(5 * n)],
+            "decision_point": [True] * (5 * n),
+            "k": pl.Series([None] * (5 * n), dtype=pl.Int32),
+        }
+    )
+    rules: dict[str, object] = {"purpose": "train", "held_out": (), "floor_seeds": 1, "min_groups": 0}
+    request = PlanRequest(budget=parse_budget(budget), **(rules | changes))  # type: ignore[arg-type]
+    bought = pl.DataFrame({"seed_id": ["c6-0"], "k": pl.Series([0], dtype=pl.Int32)})  # c6 is night,rain/cross
+    return make_plan(request, cells, seeds, bought, Rates(usd=0.5, gpu_s=36.0))
+
+
+def test_the_chain_of_a_cell_is_told_in_numbers() -> None:
+    """Every step of one cell's number appears: base, band, weight, bounds, target, credit, price, seeds."""
+    # 7 feasible cells, weights 1/7 and once 4/7: 4/10 of all; floors 4 x 7 = 28, 12 more to give: the heavy cell has
+    # 4/7 / (n + 1/2) until its 16th (4/15.5 = 0.258 > 1/4.5 = 0.222): 16 = 4 + 12, all of them
+    assert explain(_plan(), "night,rain/cross") == [
+        "night,rain/cross (long_tail)",
+        "  base 0.1429: one of 7 feasible cells, all alike",
+        "  band 0.05, the widest is 0.1: (0.1 / 0.05)^2 = x 4",
+        "  boost none",
+        "  weight 0.5714: 40.00% of all weight",
+        "  floor 4 (the first 1 seeds), ceiling 20 (5 seeds x 4 draws): target 16 kept samples "
+        "(its weight alone: 16.0 of 40)",
+        "  1 draws exist: buy 15 for $7.50 and 0.15 GPU-hours; the corpus then rests on 4 of 5 seeds",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cells"),
+    [
+        ("night,rain", ["night,rain/cross", "night,rain/wait"]),
+        ("rain,night", ["night,rain/cross", "night,rain/wait"]),
+        (" rain , night / wait ", ["night,rain/wait"]),
+        ("rain/cross", ["day,rain/cross", "night,rain/cross"]),
+        ("night", ["night,dry/cross", "night,dry/wait", "night,rain/cross", "night,rain/wait"]),
+        ("wait", ["day,dry/wait", "day,rain/wait", "night,dry/wait", "night,rain/wait"]),
+        ("/wait", ["day,dry/wait", "day,rain/wait", "night,dry/wait", "night,rain/wait"]),
+    ],
+)
+def test_patterns_name_cells(pattern: str, cells: list[str]) -> None:
+    """Values in any order, some of the values, a scenario type, or both: exactly the cells that fit."""
+    heads = [line.split(" (")[0] for line in explain(_plan(), pattern) if not line.startswith(" ")]
+    assert heads == cells
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("nigth,rain", "no axis value 'nigth'. Did you mean 'night'"),
+        ("night,rain/corss", "no scenario type 'corss'. Did you mean 'cross'"),
+        ("day,night", "no cell has all"),
+        ("rain,rain", "no cell has all"),
+    ],
+)
+def test_unknown_patterns_get_the_nearest(pattern: str, reason: str) -> None:
+    """A typing error is answered with the nearest name, and an impossible combination said to be one."""
+    with pytest.raises(DistdataError, match=reason):
+        explain(_plan(), pattern)
+
+
+def test_bounds_marks_and_infeasible_cells_are_said() -> None:
+    """The text says when a floor or a ceiling decided, when a cell is infeasible, and why one is marked."""
+    assert explain(_plan(), "day,dry/wait")[1:] == ["  declared infeasible: it is not planned"]
+    full = "\n".join(explain(_plan("1000samples"), "night,rain/cross"))
+    assert "target 20 kept samples" in full
+    assert "held by the ceiling" in full
+    raised = "\n".join(explain(_plan("29samples", gamma=4.0), "day,rain/cross"))
+    assert "target 4 kept samples" in raised
+    assert "raised to the floor" in raised
+    scaled = "\n".join(explain(_plan("14samples", allow_undecidable=True), "day,rain/cross"))
+    assert "all that the budget leaves of the floor" in scaled
+    assert "marked: the budget could not pay its floor of 4" in scaled
+    half = "\n".join(explain(_plan(expected_yield=0.5), "night,rain/cross"))
+    assert "at a yield of 50%, 1 draws exist: buy 19" in half  # 10 of 20 can be expected, so 20 less the one there is
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "text"),
+    [
+        ("uniform", {}, "band 0.05: not used by policy uniform"),
+        ("fleet", {}, "base 0.1429: its fleet share 0.1429"),
+        ("neyman", {}, "its fleet share 0.1429 x spread / root of price"),
+        ("gate", {"fleet_blend": 0.25}, "75% of 1/7 + 25% of its fleet share 0.1429"),
+        ("gate", {"boosts": {"night,rain": 3.0}}, "boost x 3"),
+    ],
+)
+def test_each_policy_explains_itself(policy: str, changes: dict[str, object], text: str) -> None:
+    """The base and band sentences follow the policy that was used."""
+    assert text in "\n".join(explain(_plan(policy=policy, **changes), "night,rain/cross"))
+
+
+def test_many_cells_are_cut_with_a_count() -> None:
+    """More than 20 matching cells end in a line that says how many are left out."""
+    plan = _plan("400samples", n_values=14)
+    lines = explain(plan, "night")
+    assert sum(not line.startswith(" ") for line in lines) == MAX_CELLS + 1
+    assert lines[-1].startswith("... and 8 more cells match 'night'")
+
+
+def test_rows_sum_the_plan_up() -> None:
+    """Rows per slice, scenario type and layer sum to the plan, the heaviest first, infeasible cells left out."""
+    plan = _plan()
+    rows = plan_rows(plan)
+    assert [row.name for row in rows] == ["night,rain", "day,rain", "night,dry", "day,dry"]
+    top = rows[0]
+    # 16 + 4 samples of 40, one of them there; weight 5/10 of all
+    assert (top.n_cells, top.band, top.target, top.credit, top.fresh, top.usd) == (2, 0.05, 20, 1, 19, 9.5)
+    assert top.share == pytest.approx(0.5)
+    assert rows[-1].n_cells == 1
+    for by in ("slice", "scenario", "layer", "cell"):
+        parts = plan_rows(plan, by)  # type: ignore[arg-type]
+        assert sum(row.target for row in parts) == 40
+        assert sum(row.share for row in parts) == pytest.approx(1)
+    assert [row.name for row in plan_rows(plan, "layer")] == ["long_tail", "core"]

@@ -1,0 +1,168 @@
+"""The weights of draws recover the fleet's mean: exactly, over all orders of small frames, and by simulation."""
+
+from itertools import permutations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from distdata.stratify.budget import parse_budget
+from distdata.stratify.plan import make_plan
+from distdata.stratify.request import Plan, PlanRequest, Rates
+
+
+def _cells(shares: list[float], bands: list[float]) -> pl.DataFrame:
+    n = len(shares)
+    return pl.DataFrame(
+        {
+            "cell_id": pl.Series(range(n), dtype=pl.Int32),
+            "cell": [f"s{i}/x" for i in range(n)],
+            "slice": [f"s{i}" for i in range(n)],
+            "scenario": ["x"] * n,
+            "layer": ["core"] * n,
+            "feasible": [True] * n,
+            "band": bands,
+            "fleet_share": shares,
+            "k": pl.Series([8] * n, dtype=pl.Int32),
+        }
+    )
+
+
+def _seeds(cell: list[int], k: list[int], prn: list[float]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "seed_id": [f"x{i:03d}" for i in range(len(cell))],
+            "cell_id": pl.Series(cell, dtype=pl.Int32),
+            "grp": [f"g{i}" for i in range(len(cell))],
+            "split": ["train"] * len(cell),
+            "prn": prn,
+            "decision_point": [value > 1 for value in k],
+            "k": pl.Series(k, dtype=pl.Int32),
+        }
+    )
+
+
+def _plan(
+    cells: pl.DataFrame, seeds: pl.DataFrame, budget: int, bought: pl.DataFrame | None = None, floor: int = 0
+) -> Plan:
+    request = PlanRequest(
+        purpose="train", budget=parse_budget(f"{budget}samples"), held_out=(), floor_seeds=floor, min_groups=0
+    )
+    owned = pl.DataFrame(schema={"seed_id": pl.String, "k": pl.Int32}) if bought is None else bought
+    return make_plan(request, cells, seeds, owned, Rates(usd=0.0, gpu_s=1.0))
+
+
+def _estimate(plan: Plan, value: dict[str, float]) -> float:
+    """Add up weight x value over all draws of the corpus, a seed's draws all alike."""
+    return sum(w * n * value[seed] for seed, w, n in plan.seeds.select("seed_id", "weight", "k_total").iter_rows())
+
+
+def _plain_estimate(plan: Plan, value: dict[str, float]) -> float:
+    """Weigh every seed touched alike, as if m of N were a simple random sample whatever K is (one cell)."""
+    return float(np.mean([value[seed] for seed in plan.seeds["seed_id"]]))
+
+
+K_MIXED = [1, 4, 1, 8, 2, 1]
+VALUES = {f"x{i:03d}": float(v) for i, v in enumerate([0.0, 5.0, 1.0, 9.0, 3.0, 2.0])}  # mean 20/6, larger where K is
+
+
+@pytest.mark.parametrize("budget", range(1, 18))
+def test_unbiased_over_all_orders_with_mixed_k(budget: int) -> None:
+    """Averaged over all 720 orders of six seeds with K from 1 to 8, the estimate is the mean, for every budget."""
+    cells = _cells([1.0], [0.1])
+    estimates, plain = [], []
+    for order in permutations(range(6)):
+        prn = [0.1 * (order[i] + 1) for i in range(6)]
+        plan = _plan(cells, _seeds([0] * 6, K_MIXED, prn), budget)
+        estimates.append(_estimate(plan, VALUES))
+        plain.append(_plain_estimate(plan, VALUES))
+    assert np.mean(estimates) == pytest.approx(20 / 6, abs=1e-12)
+    if 2 <= budget <= 15:  # at 1 one seed is touched, at 16 and 17 (all K sum to 17) nearly or wholly all are
+        assert abs(np.mean(plain) - 20 / 6) > 0.005  # what the plain weights would get wrong
+
+
+def test_equal_k_gives_the_simple_random_sample() -> None:
+    """With equal K, pi is m/N and a draw weighs f / (N pi K), the last seed by the draws that it got."""
+    plan = _plan(_cells([1.0], [0.1]), _seeds([0] * 5, [4] * 5, [0.5, 0.1, 0.3, 0.2, 0.4]), 10)
+    assert plan.seeds["seed_id"].to_list() == ["x001", "x003", "x002"]
+    assert plan.seeds["k_total"].to_list() == [4, 4, 2]
+    np.testing.assert_allclose(plan.seeds["pi"].to_numpy(), 3 / 5)
+    np.testing.assert_allclose(plan.seeds["weight"].to_numpy(), [1 / 12, 1 / 12, 1 / 6])
+
+
+def test_murthys_weights_by_hand() -> None:
+    """K 1, 1, 4 and 3 draws: the seed of 4 must have come last (without it 2 < 3), so it stands for nothing.
+
+    At 2 draws and order 1, 4: both could end it (5-1 >= 2 fails for the 1: 4 >= 2), so only the 4 could.
+    """
+    seeds = _seeds([0] * 4, [1, 1, 4, 1], [0.1, 0.2, 0.3, 0.4])
+    plan = _plan(_cells([1.0], [0.1]), seeds, 3)
+    # m = 3, l = 1: shares 1/2, 1/2 and 0, over K 1, 1 and the 1 draw that was bought
+    np.testing.assert_allclose(plan.seeds["weight"].to_numpy(), [1 / 2, 1 / 2, 0])
+    # all seven draws: every seed could have been last, shares 1/4, K 1 1 4 1
+    full = _plan(_cells([1.0], [0.1]), seeds, 7)
+    np.testing.assert_allclose(full.seeds["weight"].to_numpy(), [1 / 4, 1 / 4, 1 / 16, 1 / 4])
+
+
+def test_a_grown_plan_weighs_like_one_bought_at_once() -> None:
+    """Buying 7 and then up to 12 draws gives the corpus the weights of 12 bought together."""
+    cells = _cells([0.7, 0.3], [0.1, 0.05])
+    seeds = _seeds([0, 1] * 6, [1, 4, 2, 8, 1, 1, 4, 2, 1, 4, 1, 8], [((i * 7) % 12) / 12 for i in range(12)])
+    small = _plan(cells, seeds, 7)
+    grown, at_once = _plan(cells, seeds, 12, small.draws), _plan(cells, seeds, 12)
+    assert small.n_fresh + grown.n_fresh == 12
+    columns = ["seed_id", "k_total", "pi", "weight"]
+    assert grown.seeds.select(columns).equals(at_once.seeds.select(columns))
+
+
+@pytest.mark.parametrize("budget", [3, 4, 7, 9])
+def test_byproducts_stand_for_themselves_over_all_orders(budget: int) -> None:
+    """Two seeds that somebody chose for their large values leave the estimate unbiased, whatever else is bought."""
+    byproducts = pl.DataFrame({"seed_id": ["x001"] * 4 + ["x005"], "k": [0, 1, 2, 3, 0], "planned": [False] * 5})
+    estimates = []
+    for order in permutations(range(6)):
+        seeds = _seeds([0] * 6, [1, 4, 1, 2, 2, 1], [0.1 * (order[i] + 1) for i in range(6)])
+        plan = _plan(_cells([1.0], [0.1]), seeds, budget + 3, byproducts)  # 5 exist, so at least 1 is bought
+        estimates.append(_estimate(plan, VALUES))
+    assert np.mean(estimates) == pytest.approx(20 / 6, abs=1e-12)
+
+
+def test_byproducts_alone_share_their_cell() -> None:
+    """Where nothing but byproducts exists, they carry the cell's whole weight, by seed and then by draw."""
+    byproducts = pl.DataFrame({"seed_id": ["x000", "x001", "x001"], "k": [0, 0, 1], "planned": [False] * 3})
+    plan = _plan(_cells([1.0], [0.1]), _seeds([0] * 4, [4] * 4, [0.1, 0.2, 0.3, 0.4]), 3, byproducts)
+    assert plan.n_fresh == 0
+    np.testing.assert_allclose(plan.seeds["weight"].to_numpy(), [1 / 2, 1 / 4])
+    np.testing.assert_allclose(plan.seeds["pi"].to_numpy(), 1 / 2)
+
+
+def _simulate(n_plans: int, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Draw plans over three skewed cells with mixed K; return weighted and unweighted estimates, and the truth."""
+    rng = np.random.default_rng(seed)
+    cell = np.repeat([0, 1, 2], [60, 25, 12])
+    k = np.where(rng.random(97) < 0.3, 8, 1)
+    mean = cell * 2.0 + (k > 1) * 3.0 + rng.normal(size=97)  # decision points and rare cells differ
+    shares = [0.9, 0.09, 0.01]
+    truth = sum(share * mean[cell == h].mean() for h, share in enumerate(shares))
+    cells = _cells(shares, [0.1, 0.05, 0.1])
+    weighted, unweighted = np.empty(n_plans), np.empty(n_plans)
+    for i in range(n_plans):
+        plan = _plan(cells, _seeds(cell.tolist(), k.tolist(), rng.random(97).tolist()), 80, floor=2)
+        at = plan.draws["seed_id"].str.slice(1).cast(pl.Int64).to_numpy()
+        y = mean[at] + rng.normal(size=len(at))  # noise of the single draw
+        weighted[i] = (plan.draws["weight"].to_numpy() * y).sum()
+        unweighted[i] = y.mean()
+    return weighted, unweighted, float(truth)
+
+
+@pytest.mark.parametrize("n_plans", [300, pytest.param(4000, marks=pytest.mark.prove)])
+def test_weights_recover_the_fleet_mean(n_plans: int) -> None:
+    """Over simulated plans the weighted mean is within 4 standard errors of the truth; the plain mean is far off.
+
+    False alarm 6e-5 for a normal mean; seeds are fixed. The unweighted mean must fail the same check, or it proves
+    nothing.
+    """
+    weighted, unweighted, truth = _simulate(n_plans, seed=11)
+    standard_error = weighted.std(ddof=1) / np.sqrt(n_plans)
+    assert abs(weighted.mean() - truth) < 4 * standard_error
+    assert abs(unweighted.mean() - truth) > 4 * unweighted.std(ddof=1) / np.sqrt(n_plans)

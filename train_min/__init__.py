@@ -1,0 +1,1 @@
+"""The thin bundled trainer. Nothing is here yet: it follows once plans and generation stand."""

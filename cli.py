@@ -39,8 +39,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen;
 def main() -> NoReturn:
     """Run the command line; a user's error is one message and exit code 1, Ctrl-C is 130."""
     try:
-        app(standalone_mode=False)
-        sys.exit(0)
+        code = app(standalone_mode=False)  # the code of a typer.Exit, else what the command returned: None
+        sys.exit(code or 0)
     except DistdataError as e:
         _fail(str(e), 1)
     except typer.Abort:
@@ -268,6 +268,7 @@ def plan(
 
 def _plan_words(bought: Purchase, saved: bool, dry_run: bool) -> str:
     from .catalogs.tables import count, duration, usd
+    from .cycle import layer_shares
 
     p = bought.plan
     n_seeds = p.draws["seed_id"].n_unique()
@@ -275,6 +276,7 @@ def _plan_words(bought: Purchase, saved: bool, dry_run: bool) -> str:
         f"{count(p.n_target)} samples aimed at: {count(p.n_credit)} are there, {count(p.n_fresh)} to buy from "
         f"{count(n_seeds)} seeds, {usd(p.usd)} ({duration(p.gpu_s)} of teacher time)."
     ]
+    lines.append(f"By layer, of the samples and of what the fleet meets: {layer_shares(p)}.")
     if p.shortfall:
         lines.append(f"The budget exceeds what the seeds can give by {p.shortfall:,.6g}; import more seeds to use it.")
     if p.n_marked:
@@ -307,6 +309,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Run a plan on the teacher. Run it again to resume; a finished plan costs nothing."""
+    from .catalogs.gather import kept_by_cell
     from .generate.progress import ShowProgress
     from .generate.run import choose_mode, generate, outlook
 
@@ -316,18 +319,22 @@ def generate(
         facts = outlook(here, plan_id)
         _emit(as_json, facts, lambda: "\n".join(f"{k:<12}{v}" for k, v in facts.items()))
         return
+    before = kept_by_cell(here)
     done = generate(
         here, ShowProgress(), plan_id=plan_id, engine=engine, workers=workers, address=address, mode=mode,  # type: ignore[arg-type]
     )  # fmt: skip
-    _emit(as_json, done.as_dict(), lambda: _run_words(here, done))
+    _emit(as_json, done.as_dict(), lambda: _run_words(here, done, before))
     if done.failures:
         _say("Ask the failed draws again with: distdata generate --retry-failed")
 
 
-def _run_words(project: Project, done: RunResult) -> str:
-    from .catalogs.tables import count, usd
+def _run_words(project: Project, done: RunResult, before: dict[str, int]) -> str:
+    from .catalogs.gather import coverage_cells
+    from .catalogs.tables import count, coverage_table, usd
 
     lines = [*done.damaged]
+    if done.asked:
+        lines.append(coverage_table(coverage_cells(project, before), "coverage, before and now", **_screen()) + "\n")
     if done.asked == 0 and not done.damaged:
         lines.append(
             f"plan {done.plan_id}: nothing to do, {count(done.generated)} of {count(done.total)} draws are there."

@@ -212,6 +212,13 @@ def plan_table_rows(plan: Plan) -> list[PlanRow]:
     ]
 
 
+def layer_shares(plan: Plan) -> str:
+    """Say per layer which share of the plan's samples it gets, and which share of the fleet it has."""
+    total = max(plan.n_target, 1)
+    layers = plan.cells.group_by("layer", maintain_order=True).agg(pl.col("target").sum(), pl.col("fleet_share").sum())
+    return "; ".join(f"{name} {t / total:.1%} ({f:.1%})" for name, t, f in layers.iter_rows())
+
+
 def write_report(project: Project, out: Path) -> Path:
     """Write the HTML report and return its path."""
     data = gather_report(project, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))

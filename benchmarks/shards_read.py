@@ -15,6 +15,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+
 from distdata.catalogs.shards import Shard, ShardReader, write_shard
 
 from .report import emit, paired, small, versions
@@ -31,7 +32,7 @@ JUDGED = ("meta.json and 1 KB", "3 members, 5 KB")  # every sample of ours carri
 
 def main() -> None:
     sizes: dict[str, dict[str, Any]] = {}
-    n = 5_000 if small() else 50_000
+    n = 20_000 if small() else 50_000
     with tempfile.TemporaryDirectory() as folder:
         for i, (what, members) in enumerate(SAMPLES.items()):
             path = Path(folder, f"{i}.tar")

@@ -1,17 +1,19 @@
 """Write samples of one member to a shard: ours against webdataset's TarWriter as it comes.
 
-TarWriter computes no digest, so the bar is judged with ours switched off; what our digests cost is shown
-beside it, as is TarWriter with a fixed mtime (which saves it a 1 KB PAX header per member). Neither side
-syncs to the disk.
+TarWriter computes no digest, so the bar is judged like for like, twice: with digests off on both sides, and
+with the SHA-256 of every sample and of the whole file on both. Shown beside it: ours with digests against
+TarWriter without, and TarWriter with a fixed mtime (which saves it a 1 KB PAX header per member). Neither
+side syncs to the disk.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import random
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distdata.catalogs.shards import Digests, ShardWriter
 
@@ -26,7 +28,7 @@ def main() -> None:
     repeats = 3 if small() else 9
     with tempfile.TemporaryDirectory() as folder:
         for size, bar in BARS.items():
-            n = N_SAMPLES[size] // (10 if small() else 1)
+            n = N_SAMPLES[size] // (4 if small() else 1)
             samples = _samples(size, n)
             shard, rival_shard = Path(folder, "ours.tar"), Path(folder, "rival.tar")
             rival = functools.partial(_write_rival, rival_shard, samples, None)
@@ -39,6 +41,11 @@ def main() -> None:
                 functools.partial(_write_rival, rival_shard, samples, 0),
                 repeats,
             )
+            equal = paired(
+                functools.partial(_write_ours, shard, samples, "both"),
+                functools.partial(_write_rival_hashed, rival_shard, samples),
+                repeats,
+            )
             bare = rows["none"]
             sizes[f"{size}B"] = {
                 "n_samples": n,
@@ -47,10 +54,11 @@ def main() -> None:
                 "ratio": bare.ratio,
                 "ratio_low_high": [bare.low, bare.high],
                 "bar": bar,
-                "met": bare.ratio >= bar,
-                "ratio_with_sample_digests": rows["samples"].ratio,
-                "ratio_with_both_digests": rows["both"].ratio,
-                "with_both_digests_per_s": n / rows["both"].ours_s,
+                "met": min(bare.ratio, equal.ratio) >= bar,
+                "ratio_ours_with_sample_digests_only": rows["samples"].ratio,
+                "ratio_ours_with_both_digests_only": rows["both"].ratio,
+                "ours_with_both_digests_per_s": n / rows["both"].ours_s,
+                "ratio_with_digests_on_both_sides": equal.ratio,
                 "ratio_to_rival_with_fixed_mtime": fixed_mtime.ratio,
             }
     first = sizes["1024B"]
@@ -61,9 +69,8 @@ def main() -> None:
         rival="webdataset TarWriter, default mtime",
         rival_figure=first["rival_per_s"],
         ratio=first["ratio"],
-        bar="3x at 1 KB, 2x at 16 KB, 1.2x at 1 MB, digests off (TarWriter has none)",
+        bar="3x at 1 KB, 2x at 16 KB, 1.2x at 1 MB, with digests on neither side and on both",
         met=all(row["met"] for row in sizes.values()),
-        met_with_both_digests=all(row["ratio_with_both_digests"] >= row["bar"] for row in sizes.values()),
         sizes=sizes,
         versions=versions("webdataset"),
     )
@@ -93,3 +100,27 @@ def _write_rival(path: Path, samples: list[tuple[str, bytes]], mtime: int | None
         for key, data in samples:
             writer.write({"__key__": key, "data.bin": data})
         writer.close()
+
+
+def _write_rival_hashed(path: Path, samples: list[tuple[str, bytes]]) -> None:
+    from webdataset import TarWriter
+
+    path.unlink(missing_ok=True)
+    with open(path, "wb") as f:
+        hashed = _HashedFile(f)
+        writer = TarWriter(hashed, encoder=False)
+        for key, data in samples:
+            hashlib.sha256(data).hexdigest()
+            writer.write({"__key__": key, "data.bin": data})
+        writer.close()
+        hashed.digest.hexdigest()
+
+
+class _HashedFile:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)

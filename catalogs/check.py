@@ -46,9 +46,11 @@ def check_project(project: Project) -> CheckResult:
     """Verify every registered sample of every plan against the digest in its manifest, and look for strays."""
     with store.read(project.catalog_path) as con:
         plans = [r[0] for r in con.execute("SELECT plan_id FROM plans ORDER BY plan_no").fetchall()]
-        totals = store.first(con.execute(
-            "SELECT count(*), coalesce(sum(n_ok), 0), coalesce(sum(shard_bytes), 0) FROM units WHERE shard IS NOT NULL"
-        ))
+        totals = store.first(
+            con.execute(
+                "SELECT count(*), coalesce(sum(n_ok), 0), coalesce(sum(shard_bytes), 0) FROM units WHERE shard IS NOT NULL"
+            )
+        )
         used = {r[0] for r in con.execute("SELECT DISTINCT shard FROM units WHERE shard IS NOT NULL").fetchall()}
     damaged = [d for plan_id in plans for d in damaged_units(project, plan_id)]
     files = [f.name for plan_id in plans for f in project.storage.list(plan_id) if f.name.endswith(".tar")]

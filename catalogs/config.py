@@ -71,9 +71,22 @@ AXIS_COLUMNS_TAKEN = frozenset(
         "pi",
         "seeds",
         "effective_n",
+        "attempt",
+        "control_axis",
+        "control_value",
+        "credited",
+        "failure",
+        "gpu_h",
+        "n_bytes",
+        "n_k",
+        "row",
+        "source",
+        "teacher_hash",
+        "teacher_version",
+        "tries",
     ]
 )
-"""Column names of the catalog's views; an axis can't be called like one of them."""
+"""Column names of the catalog's views and of seed files; an axis can't be called like one of them."""
 
 
 class _Strict(BaseModel):
@@ -189,9 +202,9 @@ class GenerateRules(_Strict):
 
     engine: Engine = "auto"
     workers: int = Field(default=0, ge=0)
-    unit_s: float = Field(default=20.0, gt=0)
+    unit_s: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     unit_draws: int | None = Field(default=None, ge=1)
-    shard_mb: float = Field(default=256.0, gt=0)
+    shard_mb: float = Field(default=256.0, gt=0, allow_inf_nan=False)
     max_attempts: int = Field(default=3, ge=1)
     spool: Literal["auto", "on", "off"] = "auto"
 
@@ -212,12 +225,17 @@ class Config(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        seen: dict[str, str] = {}
         for name in self.axes:
             if name.lower() in AXIS_COLUMNS_TAKEN:
                 raise ValueError(f"axes.{name}: {name!r} is a column of the catalog; call the axis something else")
-        for place, rules in (("infeasible", self.infeasible), ("bands.rules", self.bands.rules)):
-            for i, rule in enumerate(rules):
-                self._check_when(f"{place}[{i}].when", rule.when)
+            twin = seen.setdefault(name.lower(), name)
+            if twin != name:
+                raise ValueError(f"axes.{name}: differs from axes.{twin} in case only, and SQL takes them for one")
+        for i, infeasible in enumerate(self.infeasible):
+            self._check_when(f"infeasible[{i}].when", infeasible.when)
+        for i, rule in enumerate(self.bands.rules):
+            self._check_when(f"bands.rules[{i}].when", rule.when)
         return self
 
     def _check_when(self, place: str, when: When) -> None:
@@ -257,17 +275,17 @@ def parse_config(text: str, where: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as e:
-        problems = [_explain(error, data) for error in e.errors()]
+        problems = [_explain(error) for error in e.errors()]
         raise DistdataError(f"{where}: " + "; ".join(problems)) from None
 
 
-def _explain(error: Any, data: dict[str, Any]) -> str:
+def _explain(error: Any) -> str:
     loc = [part for part in error["loc"] if part not in ("str", "list[str]", "[key]")]
     key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in loc).lstrip(".")
     kind, value = error["type"], error.get("input")
     if kind == "extra_forbidden":
         parent = _model_at(loc[:-1])
-        known = [f for f in parent.model_fields] if parent else []
+        known = list(parent.model_fields) if parent else []
         return f"unknown key {key!r}.{nearest(str(loc[-1]), known)}"
     if kind == "missing":
         return f"{key!r} is missing"

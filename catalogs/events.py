@@ -47,7 +47,7 @@ def append_table(folder: Path, kind: str, table: pa.Table, meta: dict[str, Any])
     """Append a Parquet event holding `table` and the JSON-able `meta`."""
     schema_meta = {META_KEY: json.dumps(meta, sort_keys=True).encode()}
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(schema_meta), buffer, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(schema_meta), buffer, compression="zstd", write_page_checksum=True)
     return _append(folder, kind, "parquet", buffer.getvalue())
 
 
@@ -69,7 +69,7 @@ def _append(folder: Path, kind: str, ending: str, data: bytes) -> Event:
 def read_table(event: Event) -> tuple[pa.Table, dict[str, Any]]:
     """Read a Parquet event back: its table and its `meta`."""
     try:
-        table = pq.read_table(event.path)
+        table = pq.read_table(event.path, page_checksum_verification=True)
         return table, json.loads((table.schema.metadata or {})[META_KEY])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError) as e:
         raise DistdataError(f"{event.path}: damaged ({e}). Restore this file from a backup.") from None
@@ -78,7 +78,9 @@ def read_table(event: Event) -> tuple[pa.Table, dict[str, Any]]:
 def read_json(event: Event) -> dict[str, Any]:
     """Read a JSON event back."""
     try:
-        data: dict[str, Any] = json.loads(event.path.read_bytes())
+        data = json.loads(event.path.read_bytes())
+        if not isinstance(data, dict):
+            raise ValueError(f"holds no object but {type(data).__name__}")
         return data
     except (OSError, ValueError) as e:
         raise DistdataError(f"{event.path}: damaged ({e}). Restore this file from a backup.") from None

@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,15 +30,15 @@ def atomic_file(path: Path, point: str) -> Iterator[BinaryIO]:
     `point` names the effects (``{point}.write``, ``.fsync``, ``.rename``). Raises DistdataError for a
     full disk or a folder that can't be written, after removing the temporary file.
     """
-    tmp = temporary_beside(path)
     with disk_errors(path):
+        tmp = temporary_beside(path)
         try:
             with open(tmp, "wb") as f:
                 yield f
                 effect(f"{point}.write")
                 sync_file(f)
                 effect(f"{point}.fsync")
-            os.replace(tmp, path)
+            tmp.replace(path)
             effect(f"{point}.rename")
             sync_folder(path.parent)
         except BaseException:
@@ -54,7 +54,10 @@ def write_atomic(path: Path, data: bytes, point: str) -> None:
 
 def temporary_beside(path: Path) -> Path:
     """Return an unused temporary name in the folder of `path`, which is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
     return path.parent / f"{TMP_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
 
 
@@ -86,6 +89,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DistdataError(f"{path}: can't be written ({os.strerror(e.errno)}). Check the folder's owner.") from e
+        if e.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise DistdataError(f"{path}: can't be written ({os.strerror(e.errno)}). Name another file.") from e
         raise
 
 
@@ -126,3 +131,10 @@ def sha256_file(path: Path) -> str:
     """Return the hex SHA-256 of a file's bytes."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def check_digests(folder: Path, digests: Mapping[str, str], *names: str) -> None:
+    """Raise ValueError when a file's SHA-256 is not the one in `digests`; a name not in there is not checked."""
+    for name in names:
+        if name in digests and sha256_file(folder / name) != digests[name]:
+            raise ValueError(f"{name} does not match its digest")

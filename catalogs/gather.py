@@ -35,13 +35,21 @@ def coverage_cells(project: Project, before: Mapping[str, int] | None = None) ->
     ]  # fmt: skip
 
 
+def kept_by_cell(project: Project) -> dict[str, int]:
+    """Return how many samples each cell holds now, cells without any left out."""
+    with store.read(project.catalog_path) as con:
+        return dict(con.execute("SELECT cell, kept FROM coverage WHERE kept > 0").fetchall())
+
+
 def gather_report(project: Project, generated_at: str) -> ReportData:
     """Read everything the HTML report shows; `generated_at` is printed as it is."""
     with store.read(project.catalog_path) as con:
-        totals = store.first(con.execute(
-            """SELECT coalesce(sum(generated), 0), coalesce(sum(gpu_s), 0) / 3600, coalesce(sum(usd), 0),
+        totals = store.first(
+            con.execute(
+                """SELECT coalesce(sum(generated), 0), coalesce(sum(gpu_s), 0) / 3600, coalesce(sum(usd), 0),
                 coalesce(sum(in_doubt_usd), 0) FROM unit_cells"""
-        ))
+            )
+        )
         planned = store.first(con.execute("SELECT coalesce(sum(planned), 0) FROM coverage_by_purpose"))
         failures = store.first(con.execute("SELECT count(*) FROM attempts"))
         layers = con.execute(_spend("layer")).fetchall()
@@ -50,7 +58,9 @@ def gather_report(project: Project, generated_at: str) -> ReportData:
             "SELECT plan_id, purpose, policy, budget, n_draws, usd, created, teacher, teacher_version FROM plans "
             "WHERE superseded_by IS NULL ORDER BY plan_no"
         ).fetchall()
-    assert totals and planned and failures, "aggregates have one row"
+    assert totals is not None, "aggregates have one row"
+    assert planned is not None, "aggregates have one row"
+    assert failures is not None, "aggregates have one row"
     last = plans[-1] if plans else None
     return ReportData(
         title=f"{project.config.project.name}: coverage and cost",
@@ -85,7 +95,7 @@ def _queries(project: Project) -> tuple[Query, ...]:
         Query(about="How far each value of an axis has come",
               command=f'distdata sql "select {first}, sum(kept) kept, sum(target) target from coverage group by all"'),
         Query(about="What happened, by scenario type",
-              command='distdata sql "select scenario, outcome, count(*) n from samples_wide group by all order by all"'),
+              command='distdata sql "select scenario, outcome, count(*) n from samples_wide group by all"'),
         Query(about="Where the money went",
               command='distdata sql "select layer, sum(known_usd) usd from spend_by_cell group by all"'),
     )  # fmt: skip
@@ -96,7 +106,8 @@ def _previews(project: Project) -> list[Preview]:
     with store.read(project.catalog_path) as con:
         rows = con.execute(
             f"""WITH one AS (
-                SELECT *, row_number() OVER (PARTITION BY scenario, outcome ORDER BY hash(sample_id)) AS n FROM samples_wide
+                SELECT *, row_number() OVER (PARTITION BY scenario, outcome ORDER BY hash(sample_id)) AS n
+                FROM samples_wide
             ) SELECT sample_id, cell, outcome, shard, "offset", n_bytes FROM one
             ORDER BY n, hash(scenario, outcome) LIMIT {N_PREVIEWS}"""
         ).fetchall()
@@ -160,7 +171,8 @@ def _futures(project: Project) -> list[Futures]:
         if shown:
             found.append(
                 Futures(
-                    seed_id=seed_id, cell=cell, trajectories=tuple(p for p, _ in shown), outcomes=tuple(o for _, o in shown)
+                    seed_id=seed_id, cell=cell, trajectories=tuple(p for p, _ in shown),
+                    outcomes=tuple(o for _, o in shown)
                 )
             )  # fmt: skip
     return found
@@ -186,22 +198,31 @@ def catalog_facts(project: Project) -> dict[str, Any]:
     """Sum the catalog up: what it holds, what was made and spent, and what to do next."""
     with store.read(project.catalog_path) as con:
         axes = con.execute("SELECT axis, count(*) FROM axes GROUP BY axis ORDER BY min(position)").fetchall()
-        cells = store.first(con.execute(
-            "SELECT count(*), count(*) FILTER (feasible), count(DISTINCT slice), count(DISTINCT scenario) FROM cells"
-        ))
+        cells = store.first(
+            con.execute(
+                "SELECT count(*), count(*) FILTER (feasible), count(DISTINCT slice), count(DISTINCT scenario) FROM cells"
+            )
+        )
         seeds = con.execute("SELECT split, count(*) FROM seeds GROUP BY ALL ORDER BY 1").fetchall()
         plans = con.execute(
             """SELECT plan_id, purpose, p.n_draws, coalesce(sum(u.n_ok), 0)::BIGINT FROM plans p
             LEFT JOIN units u USING (plan_no) WHERE superseded_by IS NULL GROUP BY ALL ORDER BY min(p.plan_no)"""
         ).fetchall()
-        made = store.first(con.execute(
-            """SELECT coalesce(sum(generated), 0)::BIGINT, coalesce(sum(usd), 0), coalesce(sum(in_doubt_usd), 0),
+        made = store.first(
+            con.execute(
+                """SELECT coalesce(sum(generated), 0)::BIGINT, coalesce(sum(usd), 0), coalesce(sum(in_doubt_usd), 0),
             coalesce(sum(gpu_s), 0) / 3600 FROM unit_cells"""
-        ))
-        failed = store.first(con.execute(
-            "SELECT count(*) FROM attempts a ANTI JOIN samples s ON s.seed_id = a.seed_id AND s.k = a.k AND s.plan_no = a.plan_no"
-        ))
-    assert cells and made and failed, "aggregates have one row"
+            )
+        )
+        failed = store.first(
+            con.execute(
+                "SELECT count(*) FROM attempts a ANTI JOIN samples s "
+                "ON s.seed_id = a.seed_id AND s.k = a.k AND s.plan_no = a.plan_no"
+            )
+        )
+    assert cells is not None, "aggregates have one row"
+    assert made is not None, "aggregates have one row"
+    assert failed is not None, "aggregates have one row"
     n_seeds = sum(n for _, n in seeds)
     waiting = next((p for p in plans if p[3] < p[2]), None)
     return {

@@ -54,8 +54,9 @@ def define_cells(project: Project) -> bool:
         axes_then = [name for name, _ in meta["axes"]]
         if n_seeds and axes_then != list(project.config.axes):
             raise DistdataError(
-                f"distdata.toml: the axes are now {', '.join(project.config.axes)}; the {n_seeds:,} seeds of this catalog "
-                f"were imported under {', '.join(axes_then)}. Start a new project (distdata init) and import them again."
+                f"distdata.toml: the axes are now {', '.join(project.config.axes)}; the {n_seeds:,} seeds of this "
+                f"catalog were imported under {', '.join(axes_then)}. Start a new project (distdata init) and "
+                "import them again."
             )
     else:
         meta = {}
@@ -67,8 +68,8 @@ def define_cells(project: Project) -> bool:
     if orphans:
         cell, n = next(iter(orphans.items()))
         raise DistdataError(
-            f"distdata.toml: {len(orphans)} cell(s) with seeds would vanish ({cell}: {n} seeds, ...). Keep the value or "
-            "scenario type, and declare its cells [[infeasible]] if nothing shall be bought there."
+            f"distdata.toml: {len(orphans)} cell(s) with seeds would vanish ({cell}: {n} seeds, ...). Keep the value "
+            "or scenario type, and declare its cells [[infeasible]] if nothing shall be bought there."
         )
     axes = [[name, axis.values] for name, axis in project.config.axes.items()]
     append_table(project.events_dir, "cells", cells.to_arrow(), {"axes": axes, "fingerprint": fingerprint})

@@ -31,9 +31,9 @@ def life_of(project: Project, sample_id: str) -> dict[str, Any]:
             "SELECT k, outcome, sample_id FROM samples_wide WHERE seed_id = ? AND sample_id <> ? ORDER BY k, sample_id",
             [s["seed_id"], sample_id],
         ).fetchall()
-        tries = store.first(con.execute(
-            "SELECT count(*) FROM failed_attempts WHERE seed_id = ? AND k = ?", [s["seed_id"], s["k"]]
-        ))
+        tries = store.first(
+            con.execute("SELECT count(*) FROM failed_attempts WHERE seed_id = ? AND k = ?", [s["seed_id"], s["k"]])
+        )
     point = "a decision point" if s["decision_point"] else "no decision point"
     others = ", ".join(f"k={k} {outcome or 'no outcome'}" for k, outcome, _ in siblings) or "none"
     return {
@@ -42,7 +42,8 @@ def life_of(project: Project, sample_id: str) -> dict[str, Any]:
         "seed state": seed["params"],
         "cell": f"{s['cell']} ({s['layer']}), fleet share {cell['fleet_share']:.4%}",
         "band": f"{cell['band']:g} ({cell['band_source']})",
-        "plan": f"{plan['plan_id']}: {plan['purpose']}, policy {plan['policy']}, budget {plan['budget']}, {plan['created']}",
+        "plan": f"{plan['plan_id']}: {plan['purpose']}, policy {plan['policy']}, budget {plan['budget']}, "
+        f"{plan['created']}",
         "why this cell": f"weight {cell['weight']:.4g} gave it a target of {cell['target']:,}",
         "why this seed": f"permanent random number {seed['prn']:.6f}; inclusion probability {s['pi']:.4g}",
         "draw": f"k = {s['k']} of {s['n_k']}, fleet weight {s['weight']:.4g}, source {s['source']}",

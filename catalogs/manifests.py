@@ -100,7 +100,7 @@ def write_manifest(storage: Storage, columns: dict[str, Any], summary: UnitSumma
     path = storage.build_path(summary.manifest)
     try:
         with open(path, "wb") as f:
-            pq.write_table(table, f, compression="zstd")
+            pq.write_table(table, f, compression="zstd", write_page_checksum=True)
             storage.commit(f, path, summary.manifest, "manifest", exclusive=True)
     finally:
         path.unlink(missing_ok=True)
@@ -118,7 +118,8 @@ def read_manifest(storage: Storage, name: str) -> tuple[pa.Table, UnitSummary]:
     """Read a manifest back; raises DistdataError when it is damaged."""
     try:
         with storage.open(name) as f:
-            table = pq.read_table(pa.PythonFile(f, mode="r") if storage.root is not None else f)
+            # whole in memory first: Arrow's own threads must not read through a Python file
+            table = pq.read_table(pa.BufferReader(f.read()), use_threads=False, page_checksum_verification=True)
         meta = json.loads((table.schema.metadata or {})[_META])
         return table, UnitSummary(**meta)
     except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError) as e:

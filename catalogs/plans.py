@@ -2,15 +2,16 @@
 
 A plan is the folder ``plans/ID``: ``plan.json`` (the header), ``cells.parquet`` (the chain behind every
 cell's number), ``draws.arrow`` (one row per draw in the order of generation) and ``seeds.arrow`` (the
-seeds' own state). The plan exists from the moment its event is written.
+seeds' own state). The header holds the digests of the other files. The plan exists from the moment its event
+is written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import pyarrow as pa
 from . import store
 from .errors import DistdataError, nearest
 from .events import append_json
-from .files import write_atomic
+from .files import check_digests, write_atomic
 from .hashing import draw_rng_seed
 from .project import Project
 from .register import catch_up
@@ -65,10 +66,12 @@ def planning_inputs(project: Project, teacher_hash: str) -> PlanInputs:
             "SELECT seed_id, k::INTEGER AS k FROM samples JOIN plans USING (plan_no) WHERE teacher_hash = ?",
             params=[teacher_hash],
         ).pl()
-        row = store.first(con.execute(
-            "SELECT avg(s.gpu_s), avg(s.usd) FROM samples s JOIN plans USING (plan_no) WHERE teacher_hash = ?",
-            [teacher_hash],
-        ))
+        row = store.first(
+            con.execute(
+                "SELECT avg(s.gpu_s), avg(s.usd) FROM samples s JOIN plans USING (plan_no) WHERE teacher_hash = ?",
+                [teacher_hash],
+            )
+        )
     gpu_s, usd = row if row else (None, None)
     return PlanInputs(cells=cells, seeds=seeds, bought=bought, measured_gpu_s=gpu_s, measured_usd=usd)
 
@@ -109,9 +112,10 @@ def save_plan(project: Project, header: dict[str, Any], cells: pl.DataFrame, dra
     ).to_arrow()  # fmt: skip
     buffer = io.BytesIO()
     cells.write_parquet(buffer)
-    write_atomic(folder / "cells.parquet", buffer.getvalue(), "plan.cells")
-    write_atomic(folder / "draws.arrow", _ipc(table), "plan.draws")
-    write_atomic(folder / "seeds.arrow", _ipc(seeds), "plan.seeds")
+    files = {"cells.parquet": buffer.getvalue(), "draws.arrow": _ipc(table), "seeds.arrow": _ipc(seeds)}
+    for name, data in files.items():
+        write_atomic(folder / name, data, f"plan.{name.partition('.')[0]}")
+    header = {**header, "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
     write_atomic(folder / "plan.json", json.dumps(header, indent=1, sort_keys=True).encode(), "plan.header")
     append_json(project.events_dir, "plan", header)
     catch_up(project)
@@ -128,27 +132,25 @@ def load_plan(project: Project, plan_id: str) -> SavedPlan:
     """Read a frozen plan back, memory-mapped.
 
     Raises:
-        DistdataError: no such plan, or a damaged file.
+        DistdataError: a file is missing, damaged or altered.
     """
     folder = project.plans_dir / plan_id
     try:
         header = json.loads((folder / "plan.json").read_bytes())
+        check_digests(folder, header.get("sha256", {}), "draws.arrow", "seeds.arrow")
         draws = pa.ipc.open_file(pa.memory_map(str(folder / "draws.arrow"))).read_all()
         seeds = pa.ipc.open_file(pa.memory_map(str(folder / "seeds.arrow"))).read_all()
-    except FileNotFoundError as e:
-        known = [p.name for p in sorted(project.plans_dir.glob("*"))] if project.plans_dir.is_dir() else []
+    except (OSError, ValueError, AttributeError, pa.ArrowInvalid) as e:
         raise DistdataError(
-            f"plan {plan_id}: {Path(str(e.filename)).name} not found.{nearest(plan_id, known)}"
+            f"{folder}: damaged ({e}). Restore it from a backup, or make a new plan with another budget."
         ) from None
-    except (OSError, ValueError, pa.ArrowInvalid) as e:
-        raise DistdataError(f"{folder}: damaged ({e}). Restore it from a backup, or make a new plan.") from None
     return SavedPlan(plan_id=plan_id, header=header, draws=draws, seeds=seeds)
 
 
 def open_plans(project: Project) -> list[dict[str, Any]]:
     """List the plans not superseded, oldest first: plan_id, purpose, n_draws, generated, failed."""
     with store.read(project.catalog_path) as con:
-        return (
+        plans: list[dict[str, Any]] = (
             con.sql(
                 """SELECT plan_id, purpose, policy, budget, teacher, teacher_hash, n_draws, usd,
                 coalesce(sum(u.n_ok), 0)::BIGINT AS generated
@@ -158,6 +160,7 @@ def open_plans(project: Project) -> list[dict[str, Any]]:
             .pl()
             .to_dicts()
         )
+        return plans
 
 
 def find_plan(project: Project, plan_id: str | None) -> str:
@@ -175,8 +178,8 @@ def find_plan(project: Project, plan_id: str | None) -> str:
         rows = con.execute("SELECT plan_id, superseded_by FROM plans ORDER BY plan_no").fetchall()
     hits = [r for r in rows if r[0].startswith(plan_id)]
     if len(hits) != 1:
-        what = "no plan" if not hits else f"{len(hits)} plans"
-        raise DistdataError(f"{what} begin with {plan_id!r}.{nearest(plan_id, [r[0] for r in rows])}")
+        what = "no plan begins" if not hits else f"{len(hits)} plans begin"
+        raise DistdataError(f"{what} with {plan_id!r}.{nearest(plan_id, [r[0] for r in rows])}")
     if hits[0][1]:
         raise DistdataError(
             f"plan {hits[0][0]} was superseded by {hits[0][1]}: what it had bought counts there as credit. "

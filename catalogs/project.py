@@ -16,6 +16,7 @@ class Project:
 
     root: Path
     config: Config
+    catalog_name: str = "catalog.duckdb"
 
     @classmethod
     def open(cls, root: Path) -> Project:
@@ -26,7 +27,7 @@ class Project:
     @property
     def catalog_path(self) -> Path:
         """The DuckDB file: rebuildable from everything below."""
-        return self.root / "catalog.duckdb"
+        return self.root / self.catalog_name
 
     @property
     def events_dir(self) -> Path:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -13,11 +17,13 @@ from . import store
 from .effects import effect
 from .errors import BusyError, DistdataError
 from .events import Event, list_events, read_json, read_table
+from .files import TMP_PREFIX, check_digests
 from .manifests import UnitSummary, read_manifest
 from .project import Project
 from .views import view_statements
 
 BATCH = 256
+FLUSH_EVERY_S = 1.0
 
 
 def catch_up(project: Project, wait_s: float = store.WRITE_WAIT_S) -> int:
@@ -56,12 +62,28 @@ def catch_up_if_free(project: Project) -> None:
 
 
 def rebuild(project: Project) -> None:
-    """Delete the catalog file and make it anew from events, plans and manifests."""
-    with store.write(project.catalog_path):
-        pass  # nobody else has it open; a newer catalog is refused here instead of being deleted
-    for path in (project.catalog_path, project.catalog_path.with_name(project.catalog_path.name + ".wal")):
-        path.unlink(missing_ok=True)
-    catch_up(project)
+    """Make the catalog file anew from events, plans and manifests; the old one stays until the new one is complete.
+
+    Raises BusyError when another process has the catalog open, DistdataError for a damaged event, plan or
+    manifest or a catalog written by a newer version; the old catalog is then still there.
+    """
+    path = project.catalog_path
+    if path.exists():
+        with contextlib.suppress(store.DamagedCatalogError), store.write(path):
+            pass  # nobody else has it open; a newer catalog is refused here instead of being replaced
+    aside = dataclasses.replace(project, catalog_name=f"{TMP_PREFIX}{path.name}")
+    _remove_catalog(aside.catalog_path)
+    try:
+        catch_up(aside)
+        path.with_name(path.name + ".wal").unlink(missing_ok=True)
+        aside.catalog_path.replace(path)
+    finally:
+        _remove_catalog(aside.catalog_path)
+
+
+def _remove_catalog(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_name(path.name + ".wal").unlink(missing_ok=True)
 
 
 def register_manifests(project: Project, names: Sequence[str], wait_s: float) -> int:
@@ -136,7 +158,8 @@ def _apply_import(con: duckdb.DuckDBPyConnection, _project: Project, event: Even
 
 def _apply_plan(con: duckdb.DuckDBPyConnection, project: Project, event: Event) -> None:
     header = read_json(event)
-    cells = pl.read_parquet(project.plans_dir / header["plan_id"] / "cells.parquet")
+    cells = _plan_cells(project.plans_dir / header["plan_id"], header)
+    _make_way_for_same_plan(con, header["plan_id"], event.number)
     row = {k: header[k] for k in (
         "plan_id", "purpose", "policy", "budget", "created", "teacher", "teacher_version", "teacher_hash", "n_draws",
         "usd", "gpu_s",
@@ -152,11 +175,31 @@ def _apply_plan(con: duckdb.DuckDBPyConnection, project: Project, event: Event) 
     store.insert(con, "plan_cells", kept.to_arrow())
 
 
+def _plan_cells(folder: Path, header: dict[str, Any]) -> pl.DataFrame:
+    try:
+        check_digests(folder, header.get("sha256", {}), "cells.parquet")
+        return pl.read_parquet(folder / "cells.parquet")
+    except (OSError, ValueError, pl.exceptions.PolarsError) as e:
+        raise DistdataError(f"{folder / 'cells.parquet'}: damaged ({e}). Restore this file from a backup.") from None
+
+
+def _make_way_for_same_plan(con: duckdb.DuckDBPyConnection, plan_id: str, plan_no: int) -> None:
+    """Move a superseded plan that is chosen again to its new number, with all that was made for it."""
+    earlier = store.first(con.execute("SELECT plan_no FROM plans WHERE plan_id = ?", [plan_id]))
+    if earlier is None:
+        return
+    con.execute("DELETE FROM plans WHERE plan_id = ?", [plan_id])
+    con.execute("DELETE FROM plan_cells WHERE plan_no = ?", list(earlier))
+    for table in ("units", "unit_cells", "samples", "attempts"):
+        con.execute(f"UPDATE {table} SET plan_no = ? WHERE plan_no = ?", [plan_no, *earlier])
+
+
 def _apply_compact(con: duckdb.DuckDBPyConnection, _project: Project, event: Event) -> None:
     moves, _ = read_table(event)
     con.register("moves", moves)
     con.execute(
-        "UPDATE units SET shard = m.new_shard, shard_offset = m.delta, shard_bytes = m.new_bytes, shard_digest = m.new_digest "
+        "UPDATE units SET shard = m.new_shard, shard_offset = m.delta, shard_bytes = m.new_bytes, "
+        "shard_digest = m.new_digest "
         "FROM moves m WHERE units.manifest = m.manifest"
     )
     con.unregister("moves")
@@ -237,10 +280,16 @@ class Registrar:
     def __init__(self, project: Project) -> None:
         self._project = project
         self._waiting: list[str] = []
+        self._flushed = time.monotonic()
 
     def add(self, manifest: str) -> None:
         """Remember a committed manifest for the next `flush`."""
         self._waiting.append(manifest)
+
+    def flush_now_and_then(self) -> None:
+        """Register what waits if the last time was a second ago and the catalog is free."""
+        if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
+            self.flush()
 
     def flush(self, wait_s: float = 0.05) -> int:
         """Register what waits, unless the catalog is busy; return how many manifests still wait."""
@@ -250,4 +299,5 @@ class Registrar:
                 del self._waiting[:BATCH]
         except BusyError:
             pass
+        self._flushed = time.monotonic()
         return len(self._waiting)

@@ -59,12 +59,27 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
                 raise DistdataError(f"{path}: line {number}: not valid JSON: {e}") from None
             if not isinstance(record, dict):
                 raise DistdataError(f"{path}: line {number}: a seed must be an object, got {type(record).__name__}.")
-            records.append(record)
+            records.append(_with_nested_in_params(record))
     names = list(dict.fromkeys(key for r in records for key in r))
-    return pl.DataFrame({n: _column([r.get(n) for r in records]) for n in names})
+    return pl.DataFrame({n: _column(path, n, [r.get(n) for r in records]) for n in names})
 
 
-def _column(values: list[Any]) -> pl.Series:
+def _with_nested_in_params(record: dict[str, Any]) -> dict[str, Any]:
+    """Move objects and lists beside the known keys into the params, where they stay what they are."""
+    nested = {key: value for key, value in record.items() if key not in _KNOWN and isinstance(value, dict | list)}
+    params = record.get("params", {})
+    if not nested or not isinstance(params, dict):
+        return record
+    return {**{key: value for key, value in record.items() if key not in nested}, "params": {**nested, **params}}
+
+
+def _column(path: Path, name: str, values: list[Any]) -> pl.Series:
+    kinds = {"a number" if type(v) in (int, float) else type(v).__name__ for v in values if v is not None}
+    if len(kinds) > 1 and name not in _KNOWN:
+        raise DistdataError(
+            f"{path}: {name!r} is {' in one line and '.join(sorted(kinds))} in another. Give it one type, or put it "
+            "into params."
+        )
     if any(isinstance(v, dict | list) for v in values):
         return pl.Series([None if v is None else json.dumps(v, sort_keys=True) for v in values], dtype=pl.String)
     return pl.Series(values, strict=False)
@@ -85,13 +100,15 @@ def check_seeds(
         DistdataError: missing columns, ids that are not ``[A-Za-z0-9_-]{1,64}``, duplicate ids, unknown
             values, seeds of infeasible cells, bad params or K. Names the rows (counted from 1), loses nothing.
     """
+    if not len(raw):
+        raise DistdataError(f"{where}: holds no seed.")
     for column in ["seed_id", *axes, "scenario"]:
         if column not in raw.columns:
             raise DistdataError(f"{where}: column {column!r} is missing.{nearest(column, raw.columns)}")
-    if not len(raw):
-        raise DistdataError(f"{where}: holds no seed.")
     text = {c: pl.col(c).cast(pl.String) for c in ["seed_id", *axes, "scenario"]}
-    seeds = raw.with_columns(**text).with_row_index("row", offset=1)
+    # only the columns with a meaning of their own: any other name may be that of a column made here
+    seeds = raw.select(c for c in raw.columns if c in {*_KNOWN, *axes}).with_columns(**text)
+    seeds = seeds.with_row_index("row", offset=1)
     _check_ids(seeds, existing, where)
     _check_values(seeds, cells, axes, where)
     keyed = seeds.with_columns(
@@ -117,7 +134,7 @@ def check_seeds(
             "control_axis"
         ),
         _numbers(joined, "control_value", where, pl.Float64, lambda c: c.is_finite(), "a finite number"),
-        _params(joined, axes, where).alias("params"),
+        _params(raw, axes, where).alias("params"),
     )
 
 
@@ -187,8 +204,7 @@ def _numbers(seeds: pl.DataFrame, name: str, where: str, dtype: Any, allowed: An
 
 def _params(seeds: pl.DataFrame, axes: Sequence[str], where: str) -> pl.Series:
     """Return each seed's params as JSON text, with the columns that are nobody else's joined in."""
-    taken = {*_KNOWN, *axes, "row", "cell", "cell_id", "slice", "feasible", "reason"}
-    extra = [c for c in seeds.columns if c not in taken]
+    extra = [c for c in seeds.columns if c not in {*_KNOWN, *axes}]
     if "params" in seeds.columns and isinstance(seeds["params"].dtype, pl.Struct):
         base = seeds["params"].struct.json_encode()
     elif "params" in seeds.columns:
@@ -197,9 +213,9 @@ def _params(seeds: pl.DataFrame, axes: Sequence[str], where: str) -> pl.Series:
         base = pl.Series(["{}"]).new_from_index(0, len(seeds))
     out, bad = [], []
     extras = seeds.select(extra).iter_rows(named=True) if extra else iter([{}] * len(seeds))
-    for row, text, more in zip(seeds["row"], base, extras, strict=True):
+    for row, (text, more) in enumerate(zip(base, extras, strict=True), start=1):
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_refuse_constant)
             if not isinstance(value, dict):
                 raise ValueError("not an object")
             out.append(text if not more else json.dumps({**more, **value}, sort_keys=True, allow_nan=False))
@@ -211,6 +227,10 @@ def _params(seeds: pl.DataFrame, axes: Sequence[str], where: str) -> pl.Series:
             f"{where}: {len(bad):,} of {len(seeds):,} seeds have bad params ({'; '.join(bad[:_SHOWN])})."
         )
     return pl.Series(out, dtype=pl.String)
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is no JSON number")
 
 
 def _nulls(seeds: pl.DataFrame, dtype: Any) -> pl.Series:

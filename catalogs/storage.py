@@ -69,7 +69,7 @@ class Storage:
                 os.link(built_path, target)
                 built_path.unlink()
             else:
-                os.replace(built_path, target)
+                built_path.replace(target)
             effect(f"{point}.rename")
             sync_folder(target.parent)
 
@@ -122,8 +122,6 @@ class Storage:
     def sha256(self, name: str) -> str:
         """Return the hex SHA-256 of a stored file's bytes."""
         with self.open(name) as f:
-            if self.root is not None:
-                return hashlib.file_digest(f, "sha256").hexdigest()
             h = hashlib.sha256()
             while chunk := f.read(1 << 20):
                 h.update(chunk)
@@ -150,7 +148,7 @@ def _open_filesystem(uri: str) -> tuple[Any, str]:
         return filesystem, str(prefix).rstrip("/")
     except (ArrowInvalid, ValueError, OSError) as native:
         try:
-            import fsspec
+            import fsspec  # type: ignore[import-untyped]
 
             filesystem, prefix = fsspec.core.url_to_fs(uri)
         except (ImportError, ValueError, OSError) as e:

@@ -30,6 +30,11 @@ _LOCKED = re.compile(r"Could not set lock|Conflicting lock")
 _HOLDER = re.compile(r"\(PID (\d+)\)")
 READ_ONLY = {"enable_external_access": "false", "lock_configuration": "true"}
 QUERY_KINDS = {"SELECT", "EXPLAIN", "PRAGMA"}
+_BROKEN = (duckdb.IOException, duckdb.SerializationException, duckdb.InternalException, duckdb.FatalException)
+
+
+class DamagedCatalogError(DistdataError):
+    """The catalog file is no catalog (any more); events and manifests hold all that was in it."""
 
 
 def migrations() -> list[tuple[int, str]]:
@@ -58,6 +63,8 @@ def write(path: Path, wait_s: float = WRITE_WAIT_S) -> Iterator[duckdb.DuckDBPyC
             effect("catalog.before-commit")
             con.execute("COMMIT")
             effect("catalog.commit")
+        except _BROKEN as e:
+            raise _unusable(path, e) from None
         finally:
             con.close()
     finally:
@@ -79,6 +86,8 @@ def read(path: Path, wait_s: float = READ_WAIT_S) -> Iterator[duckdb.DuckDBPyCon
     try:
         _check_version(con, path)
         yield con
+    except _BROKEN as e:
+        raise _unusable(path, e) from None
     finally:
         con.close()
 
@@ -93,7 +102,9 @@ def query(path: Path, sql: str) -> pa.Table:
     with read(path) as con:
         try:
             statements = con.extract_statements(sql)
-            if len(statements) != 1:
+            if not statements:
+                raise DistdataError("sql: the query is empty. See what there is: distdata sql 'show tables'")
+            if len(statements) > 1:
                 raise DistdataError(f"sql: one statement at a time, got {len(statements)}. Run them one by one.")
             kind = statements[0].type.name
             if kind not in QUERY_KINDS:
@@ -101,11 +112,15 @@ def query(path: Path, sql: str) -> pa.Table:
                     f"sql: {kind} is not a query. The catalog is read-only here: it is rebuilt from events/ and "
                     "manifests, so a change in it would be lost. To keep a result, use --format csv|json|parquet."
                 )
-            return con.sql(sql).to_arrow_table()
+            answer = con.sql(sql)
+            return pa.table({}) if answer is None else answer.to_arrow_table()
         except duckdb.PermissionException as e:
             raise DistdataError(
-                f"sql: {_first_line(e)}. Queries reach the catalog's tables only, no files; see `distdata sql 'show tables'`."
+                f"sql: {_first_line(e)}. Queries reach the catalog's tables only, no files; see "
+                "`distdata sql 'show tables'`."
             ) from None
+        except _BROKEN:
+            raise
         except duckdb.Error as e:
             raise DistdataError(f"sql: {str(e).strip()}") from None
 
@@ -125,18 +140,25 @@ def _connect(path: Path, wait_s: float, *, read_only: bool) -> duckdb.DuckDBPyCo
             if "newer version" in text or "storage version" in text:
                 raise DistdataError(f"{path}: written by a newer DuckDB: {_first_line(e)}. Upgrade duckdb.") from None
             if not _LOCKED.search(text):
-                raise DistdataError(
-                    f"{path}: can't be opened as a catalog: {_first_line(e)}. Nothing is lost: `distdata catalog rebuild` "
-                    "makes it anew from events/ and the manifests."
-                ) from None
+                raise _unusable(path, e) from None
             if time.monotonic() > deadline:
                 holder = _HOLDER.search(text)
                 who = f"process {holder[1]}" if holder else "another process"
                 raise BusyError(
-                    f"{path}: held by {who} for more than {wait_s:g} s. Close that connection, or try again in a moment."
+                    f"{path}: held by {who} for more than {wait_s:g} s. Close that connection, or try "
+                    "again in a moment."
                 ) from None
         time.sleep(pause * (0.5 + random.random()))
         pause = min(pause * 1.5, 0.1)
+
+
+def _unusable(path: Path, e: duckdb.Error) -> DistdataError:
+    if "No space left" in str(e):
+        return DistdataError(f"{path}: the disk is full. Free some space and run the same command again.")
+    return DamagedCatalogError(
+        f"{path}: can't be used as a catalog: {_first_line(e)}. Nothing is lost: `distdata catalog rebuild` makes it "
+        "anew from events/ and the manifests."
+    )
 
 
 def _create(path: Path) -> None:

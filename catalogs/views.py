@@ -41,10 +41,12 @@ SELECT p.purpose, {columns}c.cell, c.slice, c.scenario, c.layer, c.feasible, c.b
 FROM cells c CROSS JOIN purposes p
 LEFT JOIN target t USING (purpose, cell_id) LEFT JOIN planned n USING (purpose, cell_id)
 LEFT JOIN made m USING (purpose, cell_id) LEFT JOIN frame f USING (cell_id)""",
-        "CREATE OR REPLACE VIEW coverage AS SELECT * EXCLUDE (purpose) FROM coverage_by_purpose WHERE purpose = 'train'",
+        "CREATE OR REPLACE VIEW coverage AS "
+        "SELECT * EXCLUDE (purpose) FROM coverage_by_purpose WHERE purpose = 'train'",
         f"""CREATE OR REPLACE VIEW samples_wide AS
 SELECT s.sample_id, {columns}c.cell, c.slice, c.scenario, c.layer, s.outcome, s.seed_id, s.k, s.n_k, s.decision_point,
-    s.split, s.source, p.purpose, s.pi, s.weight, s.kind, s.gpu_s, s.usd, u.shard, s."offset" + u.shard_offset AS "offset",
+    s.split, s.source, p.purpose, s.pi, s.weight, s.kind, s.gpu_s, s.usd, u.shard,
+    s."offset" + u.shard_offset AS "offset",
     s.n_bytes, p.plan_id, s.unit, p.teacher, p.teacher_version, p.teacher_hash
 FROM samples s JOIN cells c USING (cell_id) JOIN plans p USING (plan_no) JOIN units u USING (plan_no, unit, attempt)""",
         f"""CREATE OR REPLACE VIEW failed_attempts AS

@@ -40,6 +40,7 @@ class Asker:
         self._make = make
         self._timeout_s = timeout_s
         self._teacher: Teacher | None = None
+        self._line: _Line | None = None
         self._warm = False
         self.n_hangs = 0
 
@@ -57,8 +58,9 @@ class Asker:
         A DistdataError of the teacher (a missing model, a bad option) is the user's to solve and passes
         through; any other exception fails the requests that had no answer yet.
         """
-        answers: queue.SimpleQueue[object] = queue.SimpleQueue()
-        threading.Thread(target=_run, args=(self.teacher, requests, answers), daemon=True, name="teacher").start()
+        if self._line is None:
+            self._line = _Line(self.teacher)
+        answers = self._line.ask(requests)
         waiting = {(r.seed_id, r.k): r for r in requests}
         start = time.monotonic()
         deadline = start + self._timeout_s + (0.0 if self._warm else LOAD_S)
@@ -79,30 +81,53 @@ class Asker:
                 reason = f"{type(item.error).__name__}: {item.error}"
                 yield from _all_failed(waiting.values(), "error", reason, start)
                 return
-            if not isinstance(item, Draw | Failure):
-                reason = f"the teacher answered with a {type(item).__name__}, not a Draw or Failure"
-                yield from _all_failed(waiting.values(), "error", reason, start)
-                return
-            if waiting.pop((item.seed_id, item.k), None) is not None:
-                n_answered += 1
-                yield Timed(item, time.monotonic() - start)
-            # an answer nobody asked for, or a second one, is dropped: the first answer counts
+            elapsed = time.monotonic() - start
+            assert isinstance(item, list), "answers come in lists"
+            for answer in item:
+                if not isinstance(answer, Draw | Failure):
+                    reason = f"the teacher answered with a {type(answer).__name__}, not a Draw or Failure"
+                    yield from _all_failed(waiting.values(), "error", reason, start)
+                    return
+                # an answer nobody asked for, or a second one, is dropped: the first answer counts
+                if waiting.pop((answer.seed_id, answer.k), None) is not None:
+                    n_answered += 1
+                    yield Timed(answer, elapsed)
         self._warm = True
         reason = f"the teacher answered {n_answered} of {len(requests)} requests; this one got nothing"
         yield from _all_failed(waiting.values(), "error", reason, start)
 
     def _give_up(self) -> None:
         self.n_hangs += 1
-        self._teacher = None
+        self._teacher = self._line = None
 
 
-def _run(teacher: Teacher, requests: Sequence[Request], answers: queue.SimpleQueue[object]) -> None:
-    try:
-        for item in teacher.sample(requests):
-            answers.put(item)
-        answers.put(_DONE)
-    except BaseException as e:  # whatever it is, the asking side must hear of it
-        answers.put(_Raised(e))
+class _Line:
+    """One thread that talks to one teacher; it lives as long as the teacher answers."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self._calls: queue.SimpleQueue[tuple[Sequence[Request], queue.SimpleQueue[object]]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True, name="teacher").start()
+
+    def ask(self, requests: Sequence[Request]) -> queue.SimpleQueue[object]:
+        """Hand over a micro-batch; its answers arrive one by one, or as a list where the teacher returns one."""
+        answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._calls.put((requests, answers))
+        return answers
+
+    def _serve(self) -> None:
+        while True:
+            requests, answers = self._calls.get()
+            try:
+                said = self._teacher.sample(requests)
+                if isinstance(said, list | tuple):
+                    answers.put(list(said))
+                else:
+                    for item in said:
+                        answers.put([item])
+                answers.put(_DONE)
+            except BaseException as e:  # whatever it is, the asking side must hear of it
+                answers.put(_Raised(e))
 
 
 def _all_failed(requests: object, kind: str, reason: str, start: float) -> Iterator[Timed]:

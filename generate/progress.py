@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any, TextIO
@@ -15,7 +16,7 @@ class ShowProgress:
     """Tell stderr how a run goes: draws, draws per second, spend, failures and the time left."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._out = stream or sys.stderr
+        self._out = stream or _own_stderr()
         self._live: Any = None
         self._start = self._last = time.monotonic()
         self._total = self._done = self._fresh = self._failed = 0
@@ -63,6 +64,16 @@ class ShowProgress:
         failed = f", {count(self._failed)} failed" if self._failed else ""
         rate = f" ({self._fresh / elapsed:,.0f}/s)" if elapsed > 0 else ""
         self.note(f"made {count(self._fresh)} draws in {duration(elapsed)}{rate}, {usd(self._usd)} spent{failed}")
+
+
+def _own_stderr() -> TextIO:
+    """Return stderr under a descriptor of its own, which stays while the Ray engine turns descriptor 2 away."""
+    try:
+        if sys.stderr.fileno() == 2:
+            return open(os.dup(2), "w", encoding="utf-8", errors="replace", buffering=1)
+    except (OSError, ValueError):
+        pass  # no real stderr (under a test's capture): what stands in for it will do
+    return sys.stderr
 
 
 def _bar(out: TextIO, total: int, done: int) -> Any:

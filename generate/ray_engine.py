@@ -11,10 +11,13 @@ import json
 import logging
 import os
 import pickle
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,45 +33,69 @@ WAVE_UNITS_PER_WORKER = 100
 enough that the first result comes at once (20,000 together took 55 s before the first)."""
 
 
-class UnitActor:
-    """One Ray worker: a batch is a table with one pickled unit task."""
+def actor_class(spec: WorkerSpec) -> type[Any]:
+    """Return the class of a Ray worker; the spec is part of it, so that an actor can always be started again.
 
-    def __init__(self, spec: WorkerSpec) -> None:
-        self._worker = Worker(spec)
+    (Constructor arguments would lie in the object store, which may be gone when an actor restarts.) A batch
+    is a table of pickled unit tasks; the answer holds their summaries, or the user's error, as JSON.
+    """
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Make the units of the batch and return their summaries, or the user's error, as JSON."""
-        out = []
-        for blob in batch["task"]:
-            try:
-                out.append(json.dumps({"done": asdict(self._worker.run(pickle.loads(blob.as_py())))}))
-            except DistdataError as e:
-                out.append(json.dumps({"error": str(e)}))
-        return pa.table({"summary": out})
+    class UnitActor:
+        def __init__(self) -> None:
+            self._worker = Worker(spec)
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            out = []
+            for blob in batch["task"]:
+                try:
+                    out.append(json.dumps({"done": asdict(self._worker.run(pickle.loads(blob.as_py())))}))
+                except DistdataError as e:
+                    out.append(json.dumps({"error": str(e)}))
+            return pa.table({"summary": out})
+
+    return UnitActor
 
 
 @contextmanager
-def ray_session(address: str | None, n_workers: int, n_gpus: float) -> Iterator[None]:
-    """Connect to the cluster at `address`, or start a local Ray and stop it afterwards."""
+def ray_session(address: str | None, n_workers: int, n_gpus: float, log: Path) -> Iterator[None]:
+    """Connect to the cluster at `address`, or start a local Ray and stop it afterwards.
+
+    What Ray's native code prints meanwhile goes to `log`: it writes past Python to descriptor 2, notes on its
+    own restarts that nobody who generates data can use.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray
 
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
-    try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            # one more than the workers: Ray Data's own operators must not wait for a worker's CPU
-            cpus = max(n_workers + 1, os.cpu_count() or 1)
-            gpus = {"num_gpus": n_gpus * n_workers} if n_gpus else {}
-            ray.init(num_cpus=cpus, include_dashboard=False, **gpus, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as e:
-        raise DistdataError(f"ray: can't connect to {address or 'a local instance'}: {e}") from None
+    with _native_stderr_to(log):
+        try:
+            if address:
+                ray.init(address=address, **quiet)
+            else:
+                # one more than the workers: Ray Data's own operators must not wait for a worker's CPU
+                cpus = max(n_workers + 1, os.cpu_count() or 1)
+                gpus = {"num_gpus": n_gpus * n_workers} if n_gpus else {}
+                ray.init(num_cpus=cpus, include_dashboard=False, **gpus, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            raise DistdataError(f"ray: can't connect to {address or 'a local instance'}: {e}") from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _native_stderr_to(log: Path) -> Iterator[None]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(log, "ab") as f:
+        os.dup2(f.fileno(), 2)
     try:
         yield
     finally:
-        ray.shutdown()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def run_on_ray(tasks: Iterable[UnitTask], spec: WorkerSpec, n_workers: int) -> Iterator[UnitSummary]:
@@ -79,28 +106,28 @@ def run_on_ray(tasks: Iterable[UnitTask], spec: WorkerSpec, n_workers: int) -> I
     """
     import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # a poison unit is dropped, not the run
-    context.execution_options.verbose_progress = False
-    for name in ("execution_no_progress_timeout_s", "wait_for_min_actors_s"):
-        if hasattr(context, name) and name.startswith("execution"):
-            setattr(context, name, 0)
+    context.execution_no_progress_timeout_s = -1  # one long unit is no stall; micro-batches have deadlines
     teacher = spec.config.teacher
     iterator = iter(tasks)
     while wave := list(islice(iterator, max(n_workers * WAVE_UNITS_PER_WORKER, 1))):
         tables = [pa.table({"task": pa.array([pickle.dumps(t)], pa.large_binary())}) for t in wave]
-        results = ray.data.from_arrow(tables).map_batches(
-            UnitActor,
-            fn_constructor_args=(spec,),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(n_workers, len(wave))),
-            num_cpus=teacher.threads,
-            num_gpus=teacher.gpus or None,
-            max_restarts=-1,
-            max_task_retries=1,
-        )
+        with warnings.catch_warnings():
+            # Ray Data retries a unit for ever by default, also one that kills its worker; before 2.64 the
+            # only way to say otherwise is this keyword, deprecated without a successor
+            warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+            results = ray.data.from_arrow(tables).map_batches(
+                actor_class(spec),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=min(n_workers, len(wave))),
+                num_cpus=teacher.threads,
+                num_gpus=teacher.gpus or None,
+                max_task_retries=1,
+            )
         for row in results.iter_rows():
             said = json.loads(row["summary"])
             if "error" in said:
@@ -112,14 +139,15 @@ def probe_on_ray(task: UnitTask, spec: WorkerSpec) -> list[Answer]:
     """Ask a unit's first micro-batch on a worker of the cluster, where the teacher can run."""
     import ray
 
-    @ray.remote(num_cpus=spec.config.teacher.threads, num_gpus=spec.config.teacher.gpus or None, max_retries=1)
     def ask() -> list[Answer] | str:
         try:
             return Worker(spec).probe(task)
         except DistdataError as e:
             return str(e)
 
-    said = ray.get(ask.remote())
+    teacher = spec.config.teacher
+    remote = ray.remote(num_cpus=teacher.threads, num_gpus=teacher.gpus or None, max_retries=1)(ask)
+    said = ray.get(remote.remote())
     if isinstance(said, str):
         raise DistdataError(said)
     answers: list[Answer] = said

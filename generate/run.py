@@ -36,7 +36,8 @@ from .tasks import (
     unit_bounds,
 )  # fmt: skip
 from .teachers.registry import make_teacher, teacher_info
-from .worker import RunRules, Worker, WorkerSpec
+from .run_unit import RunRules
+from .worker import Worker, WorkerSpec
 
 INPROCESS_BELOW_S = 60.0
 PROBE_DRAWS = 1 << 30  # before the sizes are frozen, unit 0 is the whole plan
@@ -227,7 +228,8 @@ class _Run:
             return nullcontext()
         from .ray_engine import ray_session
 
-        return ray_session(self._address, self._n_workers, self._project.config.teacher.gpus)
+        gpus, log = self._project.config.teacher.gpus, self._project.spool_dir / "ray.log"
+        return ray_session(self._address, self._n_workers, gpus, log)
 
     def _pending(self, mode: Mode, units: FrozenUnits) -> _Pending:
         bounds = unit_bounds(self._plan, units.unit_draws)
@@ -302,8 +304,8 @@ class _Run:
         if not good:
             first = answers[0]
             raise DistdataError(
-                f"teacher {self._spec.info.id}: the first {len(answers)} draws all failed; the first one: {first.failure}: "
-                f"{first.reason}. Nothing was committed; fix the teacher and run `distdata generate` again."
+                f"teacher {self._spec.info.id}: the first {len(answers)} draws all failed; the first one: "
+                f"{first.failure}: {first.reason}. Nothing was committed; fix the teacher and run `distdata generate` again."
             )
         gpu_s = sum(a.gpu_s for a in good) / len(good)
         n_bytes = sum(len(b) for a in good for _, b in a.members or ()) / len(good)
@@ -363,14 +365,14 @@ class _Run:
             for summary in self._summaries(pending):
                 n_seen += 1
                 self._take(summary)
-                self._registrar.flush()
+                self._registrar.flush_now_and_then()
         finally:
             reporter.end()
             result.unregistered = self._registrar.flush(REGISTER_AT_END_S)
         if n_seen < pending.n_tasks:
             raise DistdataError(
-                f"plan {self._plan.plan_id}: {pending.n_tasks - n_seen} of {pending.n_tasks} units killed their worker twice "
-                "and were given up for now; the others are committed. Look at the teacher's memory use, and run "
+                f"plan {self._plan.plan_id}: {pending.n_tasks - n_seen} of {pending.n_tasks} units killed their "
+                "worker twice and were given up for now; the others are committed. Look at the teacher's memory use, and run "
                 "`distdata generate` again."
             )
 
@@ -396,20 +398,22 @@ class _Run:
         if summary.n_ok == 0 and summary.attempt == 0:
             self._registrar.flush(REGISTER_AT_END_S)
             raise DistdataError(
-                f"plan {summary.plan_id}: all {summary.n_failed} draws of unit {summary.unit} failed, so the run was stopped "
-                f"before it costs more. {_reasons(self._project, summary)} Fix the teacher, run `distdata generate` to go "
-                "on, and `distdata generate --retry-failed` for these."
+                f"plan {summary.plan_id}: all {summary.n_failed} draws of unit {summary.unit} failed, so the run was "
+                f"stopped before it costs more. {_reasons(self._project, summary)} Fix the teacher, run `distdata generate` "
+                "to go on, and `distdata generate --retry-failed` for these."
             )
 
 
 def _reasons(project: Project, summary: UnitSummary) -> str:
     try:
         with store.read(project.catalog_path) as con:
-            row = store.first(con.execute(
-                """SELECT failure, reason, count(*) FROM attempts JOIN plans USING (plan_no)
+            row = store.first(
+                con.execute(
+                    """SELECT failure, reason, count(*) FROM attempts JOIN plans USING (plan_no)
                 WHERE plan_id = ? AND unit = ? GROUP BY ALL ORDER BY 3 DESC LIMIT 1""",
-                [summary.plan_id, summary.unit],
-            ))
+                    [summary.plan_id, summary.unit],
+                )
+            )
     except BusyError:
         row = None
     return f"Most often: {row[0]}: {row[1]}." if row else ""
@@ -443,10 +447,12 @@ def _where_it_stands(project: Project, result: RunResult) -> None:
     result.generated = result.asked - result.failed
     try:
         with store.read(project.catalog_path) as con:
-            row = store.first(con.execute(
-                "SELECT coalesce(sum(n_ok), 0) FROM units JOIN plans USING (plan_no) WHERE plan_id = ?",
-                [result.plan_id],
-            ))
+            row = store.first(
+                con.execute(
+                    "SELECT coalesce(sum(n_ok), 0) FROM units JOIN plans USING (plan_no) WHERE plan_id = ?",
+                    [result.plan_id],
+                )
+            )
             found = con.execute(
                 """SELECT failure, reason, count(*) FROM attempts a JOIN plans p USING (plan_no)
                 ANTI JOIN samples s ON s.seed_id = a.seed_id AND s.k = a.k AND s.plan_no = a.plan_no

@@ -10,8 +10,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from ..catalogs.check import damaged_entries, manifest_entries
 from ..catalogs.codec import check_member, encode_members
@@ -175,7 +179,9 @@ def _ask(
     """Ask for these draws as one micro-batch, check and encode the answers, and spool them."""
     if not positions:
         return
-    rows = task.rows.take(list(positions)).to_pylist()
+    first, last = positions[0], positions[-1]
+    together = task.rows.slice(first, last - first + 1).to_pylist()
+    rows = [together[i - first] for i in positions]
     requests = [request_of(r) for r in rows]
     if spool is not None:
         spool.ask(positions, task.usd_per_draw)
@@ -217,10 +223,15 @@ def request_of(row: Mapping[str, Any]) -> Request:
         seed_id=row["seed_id"],
         k=row["k"],
         rng_seed=row["rng_seed"],
-        axes=json.loads(row["axes"]),
+        axes=_axes(row["axes"]),
         scenario=row["scenario"],
         params=json.loads(row["params"]),
     )
+
+
+@lru_cache(maxsize=65536)
+def _axes(text: str) -> Mapping[str, str]:
+    return MappingProxyType(json.loads(text))  # shared by many requests, so nobody may change it
 
 
 def _encode(
@@ -276,10 +287,10 @@ def _not_finite(name: str, value: Member) -> str | None:
         found = (
             check_member(f"{name}[{key}]", a, MemberSpec(dtype=str(a.dtype), shape=tuple([None] * a.ndim)))
             for key, a in value.items()
-            if hasattr(a, "dtype") and a.dtype.kind in "fc"
+            if isinstance(a, np.ndarray) and a.dtype.kind in "fc"
         )
         return next((w for w in found if w), None)
-    if hasattr(value, "dtype") and value.dtype.kind in "fc":
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fc":
         return check_member(name, value, MemberSpec(dtype=str(value.dtype), shape=tuple([None] * value.ndim)))
     return None
 
@@ -295,7 +306,7 @@ def _meta(draw: Draw, row: Mapping[str, Any], info: TeacherInfo) -> dict[str, An
         "rng_seed": row["rng_seed"],
         "cell": row["cell"],
         "scenario": row["scenario"],
-        **json.loads(row["axes"]),
+        **_axes(row["axes"]),
         "outcome": draw.outcome or "",
         "teacher": info.id,
         "teacher_hash": info.content_hash,

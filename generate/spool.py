@@ -76,7 +76,8 @@ class Spool:
 
     def got(self, answers: Sequence[Answer]) -> None:
         """Record answers, all or none of them. Survives the death of the process at once."""
-        heads, body = [], []
+        heads: list[dict[str, Any]] = []
+        body: list[bytes] = []
         for a in answers:
             heads.append(
                 {

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+SEED_COLUMNS = ("seed_id", "cell_id", "prn", "decision_point", "k")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:
@@ -68,12 +70,12 @@ class Taken:
 
 
 def build_frame(seeds: pl.DataFrame, cell_ids: NDArray[np.int32], planned: NDArray[np.bool_], cell_k: Ints) -> Frame:
-    """Sort the seeds of one split [seed_id, cell_id, prn, decision_point, k] into candidate order.
+    """Sort the seeds of one split [SEED_COLUMNS] into candidate order.
 
     `cell_ids` [H] ascends; seeds of cells that are not `planned` [H], or not known, are left out. K is 1 where the
     future is not multimodal, else the seed's own k, else `cell_k` [H].
     """
-    seeds = seeds.select("seed_id", "cell_id", "prn", "decision_point", "k").rechunk()
+    seeds = seeds.select(SEED_COLUMNS).rechunk()
     raw_cell = seeds["cell_id"].to_numpy()
     cell = np.minimum(np.searchsorted(cell_ids, raw_cell), len(cell_ids) - 1).astype(np.int32)
     wanted = (cell_ids[cell] == raw_cell) & planned[cell]

@@ -156,12 +156,12 @@ def _part(row: Mapping[str, Any], total_weight: float) -> float:
 def _target_line(plan: Plan, row: Mapping[str, Any], total_weight: float) -> str:
     k_mean = row["ceiling"] / row["n_seeds_frame"] if row["n_seeds_frame"] else 0.0
     bounds = (
-        f"floor {row['floor']:,} (the first {plan.request.floor_seeds} seeds), "
+        f"floor {row['floor']:,} (K draws of its first {plan.request.floor_seeds}), "
         f"ceiling {row['ceiling']:,} ({row['n_seeds_frame']:,} seeds x {k_mean:.3g} draws)"
     )
     proportional = _part(row, total_weight) * plan.n_target
     held = ""
-    if row["target"] and row["target"] >= int(row["ceiling"] * row["yield"] + 1e-9):
+    if row["target"] and row["target"] >= int(row["ceiling"] * row["yield"] * (1 + 1e-12)):
         held = ", held by the ceiling"
     elif row["target"] and row["target"] <= row["floor"] and row["target"] > proportional:
         held = ", raised to the floor" if row["target"] == row["floor"] else ", all that the budget leaves of the floor"
@@ -172,7 +172,7 @@ def _target_line(plan: Plan, row: Mapping[str, Any], total_weight: float) -> str
 def _purchase_line(row: Mapping[str, Any]) -> str:
     yielded = f"at a yield of {row['yield']:.0%}, " if row["yield"] < 1 else ""
     return (
-        f"{yielded}{row['credit']:,} draws exist: buy {row['fresh']:,} for ${row['usd']:,.2f} and "
+        f"{yielded}existing draws {row['credit']:,}: buy {row['fresh']:,} for ${row['usd']:,.2f} and "
         f"{row['gpu_s'] / 3600:,.3g} GPU-hours; the corpus then rests on {row['n_seeds_taken']:,} of "
         f"{row['n_seeds_frame']:,} seeds"
     )

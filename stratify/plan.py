@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from ..catalogs.errors import DistdataError, nearest
-from .draws import Credits, Frame, Taken, build_frame, find_credits, first_seeds, sum_by_cell, take_fresh
+from .draws import SEED_COLUMNS, Credits, Frame, Taken, build_frame, find_credits, first_seeds, sum_by_cell, take_fresh
 from .inclusion import inclusion
 from .request import FRAME_SPLIT, Plan, PlanRequest, Rates
 from .splits import check_splits, refuse_short_slices
@@ -120,7 +120,7 @@ def _frame_of_purpose(request: PlanRequest, cells: pl.DataFrame, seeds: pl.DataF
             f"plan {request.purpose}: no seeds are held out for it. Set {split} in [splits] above 0 and import seeds."
         )
     return build_frame(
-        seeds.filter(pl.col("split") == split),
+        seeds.lazy().filter(pl.col("split") == split).select(*SEED_COLUMNS).collect(),
         cells["cell_id"].cast(pl.Int32).to_numpy(),
         cells["feasible"].to_numpy(),
         cells["k"].cast(pl.Int64).fill_null(request.k).to_numpy(),
@@ -233,7 +233,9 @@ def _draw_frames(
             "weight": per_draw,
         }
     )
-    at = np.searchsorted(chance.position, taken.position)
+    slot = np.zeros(len(frame.row), dtype=np.int64)
+    slot[chance.position] = np.arange(len(chance.position))
+    at = slot[taken.position]
     rows = frame.row[taken.position]
     drawn = pl.DataFrame(
         {

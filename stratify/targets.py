@@ -13,8 +13,8 @@ from .request import PlanRequest
 
 Bools = NDArray[np.bool_]
 
-_ROUNDING = 1e-9
-"""Slack against rounding in target / yield: 70 / 0.7 must buy 100 draws, not 101."""
+_ROUNDING = 1e-12
+"""Relative slack against rounding by the yield: 57 kept at 0.57 are 100 draws, not 101, and back 57, not 56."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,14 +103,14 @@ def _by_money(
 
 def _kept_of(draws: Ints, expected_yield: float) -> Ints:
     """Return the kept samples that `draws` draws lead to expect: rounded down, but at least 1 where there is a draw."""
-    kept = np.floor(draws * expected_yield + _ROUNDING).astype(np.int64)
+    kept = np.floor(draws * expected_yield * (1 + _ROUNDING)).astype(np.int64)
     kept_or_one: Ints = np.maximum(kept, np.minimum(draws, 1))
     return kept_or_one
 
 
 def _draws_for(kept: Ints, expected_yield: float) -> Ints:
     """Return the draws to buy for `kept` expected samples, rounded up."""
-    draws: Ints = np.ceil(kept / expected_yield - _ROUNDING).astype(np.int64)
+    draws: Ints = np.ceil(kept / expected_yield * (1 - _ROUNDING)).astype(np.int64)
     return draws
 
 

@@ -20,6 +20,7 @@ import importlib.util
 import inspect
 import re
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,9 +179,10 @@ class DiffusersTeacher:
 
         wanted = [self._kind in ("kd_pair", "ode") or "trajectory" in r.capture for r in requests]
         arguments = self._arguments(pipeline, requests)
-        arguments["generator"] = [torch.Generator(self._device).manual_seed(r.rng_seed) for r in requests]
+        # always on the CPU: the same noise on every device
+        arguments["generator"] = [torch.Generator().manual_seed(r.rng_seed) for r in requests]
         recorder = record_states(pipeline.scheduler) if any(wanted) else contextlib.nullcontext(None)
-        with torch.inference_mode(), recorder as states:
+        with known_warnings(), torch.inference_mode(), recorder as states:
             output = pipeline(**arguments)
         if hasattr(pipeline, "distdata_members"):
             found = pipeline.distdata_members(output, requests)
@@ -273,7 +275,7 @@ class DiffusersTeacher:
             options["revision"] = self._revision
         cls: Any = DiffusionPipeline if self._class_path is None else import_class(self._class_path)
         try:
-            with _own_code(self._trust):
+            with known_warnings(), _own_code(self._trust):
                 if self._trust:
                     options["trust_remote_code"] = True
                     if (
@@ -305,6 +307,15 @@ class DiffusersTeacher:
                 f"{self._path}: {type(pipeline).__name__} takes no {', '.join(unknown)}. "
                 f"Its call takes: {', '.join(sorted(taken))}."
             )
+
+
+@contextlib.contextmanager
+def known_warnings() -> Iterator[None]:
+    """Silence what diffusers 0.42 and torch 2.13 say to each other under numpy 2, and nothing else."""
+    with warnings.catch_warnings():
+        # schedulers call np.array(tensor); numpy asks torch for a `copy` argument that it does not know yet
+        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
+        yield
 
 
 @contextlib.contextmanager

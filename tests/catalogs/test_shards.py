@@ -131,7 +131,7 @@ def test_digests_change_no_byte() -> None:
             writer.add(key, members)
         files[digests] = (writer.finish(), out.getvalue())
     both, some, none = files["both"], files["samples"], files["none"]
-    assert both[1] == some[1] == none[1]
+    assert both[1] == some[1] == none[1] == reference(samples)
     assert both[0].sha256 == hashlib.sha256(both[1]).hexdigest()
     assert some[0].entries == both[0].entries
     assert some[0].sha256 == none[0].sha256 == ""
@@ -316,8 +316,10 @@ def test_wrong_ranges_are_refused(shard: tuple[Path, Shard]) -> None:
             reader.read(512, first.n_bytes)
         with pytest.raises(DistdataError, match="are not a whole sample"):
             reader.read(0, first.n_bytes - 512)
-        with pytest.raises(DistdataError, match="no tar header"):
+        with pytest.raises(DistdataError, match="700 bytes are not a whole sample; its entries take 1,024"):
             reader.read(0, 700)
+        with pytest.raises(DistdataError, match="byte 1,024: no tar header"):
+            reader.read(0, 1100)
         with pytest.raises(DistdataError, match="'seed0-k0' runs into another's, 'seed1-k1'"):
             reader.read(0, first.n_bytes + second.n_bytes)
         with pytest.raises(DistdataError, match=f"the file ends at {info.n_bytes:,}"):
@@ -334,7 +336,7 @@ def test_a_negative_size_in_a_header_ends_reading(shard: tuple[Path, Shard]) -> 
     """A damaged size field that reads as a negative number is refused, not followed backwards for ever."""
     path, info = shard
     data = bytearray(path.read_bytes())
-    data[124:135] = b"-0000002000"
+    data[124:135] = b"-0000001000"  # -512 bytes: the next header would be this one
     path.write_bytes(data)
     with ShardReader(path) as reader:
         with pytest.raises(DistdataError, match="no tar header"):
@@ -412,6 +414,24 @@ def test_sequential_reading_stops_at_damage(shard: tuple[Path, Shard]) -> None:
     assert scan(path).entries == info.entries[:2]
 
 
+def test_headers_and_paddings_are_checked_without_a_manifest(shard: tuple[Path, Shard]) -> None:
+    """A scan stops at a padding byte that is not zero, and reading at a header without its magic."""
+    path, info = shard
+    data = bytearray(path.read_bytes())
+    entry = info.entries[1]
+    data[entry.offset + 1023] = 1  # meta.json takes far less than the block behind its header
+    path.write_bytes(data)
+    found = scan(path)
+    assert found.entries == ()  # the first sample may lack members, as far as a scan can tell
+    assert found.broken == f"seed1-k1.meta.json has a damaged padding at byte {entry.offset:,}"
+    data[entry.offset + 257] ^= 1
+    path.write_bytes(data)
+    with ShardReader(path) as reader:
+        for read in (reader.read, reader.ranges):
+            with pytest.raises(DistdataError, match=f"byte {entry.offset:,}: no tar header"):
+                read(entry.offset, entry.n_bytes)
+
+
 def test_foreign_archives_are_not_taken_for_shards(tmp_path: Path) -> None:
     """An archive with PAX headers is reported as no shard of ours instead of giving odd samples."""
     with tarfile.open(tmp_path / "pax.tar", "w", format=tarfile.PAX_FORMAT) as archive:
@@ -451,6 +471,7 @@ def test_truncation_and_absence_are_told_apart(shard: tuple[Path, Shard]) -> Non
     assert [d.key for d in found] == [e.key for e in info.entries[8:]]
     end = info.entries[8].offset + info.entries[8].n_bytes
     assert found[0].reason == f"truncated: ends at byte {end:,}, the file at {cut:,}"
+    assert all(d.reason.endswith(f"the file at {cut:,}") for d in found)
     path.unlink()
     assert verify_entries(path, info.entries[:2]) == [
         Damage(key=e.key, offset=e.offset, reason="missing file") for e in info.entries[:2]

@@ -59,9 +59,9 @@ def test_the_chain_of_a_cell_is_told_in_numbers() -> None:
         "  band 0.05, the widest is 0.1: (0.1 / 0.05)^2 = x 4",
         "  boost none",
         "  weight 0.5714: 40.00% of all weight",
-        "  floor 4 (the first 1 seeds), ceiling 20 (5 seeds x 4 draws): target 16 kept samples "
+        "  floor 4 (K draws of its first 1), ceiling 20 (5 seeds x 4 draws): target 16 kept samples "
         "(its weight alone: 16.0 of 40)",
-        "  1 draws exist: buy 15 for $7.50 and 0.15 GPU-hours; the corpus then rests on 4 of 5 seeds",
+        "  existing draws 1: buy 15 for $7.50 and 0.15 GPU-hours; the corpus then rests on 4 of 5 seeds",
     ]
 
 
@@ -111,7 +111,9 @@ def test_bounds_marks_and_infeasible_cells_are_said() -> None:
     assert "all that the budget leaves of the floor" in scaled
     assert "marked: the budget could not pay its floor of 4" in scaled
     half = "\n".join(explain(_plan(expected_yield=0.5), "night,rain/cross"))
-    assert "at a yield of 50%, 1 draws exist: buy 19" in half  # 10 of 20 can be expected, so 20 less the one there is
+    assert (
+        "at a yield of 50%, existing draws 1: buy 19" in half
+    )  # 10 of 20 can be expected, so 20 less the one there is
 
 
 @pytest.mark.parametrize(

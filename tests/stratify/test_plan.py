@@ -146,6 +146,14 @@ def test_yield_buys_more_than_the_target() -> None:
     assert _column(money, "target") == [10, 3]  # 10.5 and 3.5, rounded down
 
 
+def test_yield_is_not_lost_to_rounding() -> None:
+    """57 kept of 100 draws at 0.57, though 57 / 0.57 is 100.00000000000001 and 100 x 0.57 is 56.99999999999999."""
+    plan = _plan("60samples", _cells(1), _seeds([101]), expected_yield=0.57)
+    assert (_column(plan, "target"), _column(plan, "fresh")) == ([57], [100])
+    money = _plan("50usd", _cells(1), _seeds([200]), expected_yield=0.57)
+    assert (_column(money, "target"), _column(money, "fresh")) == ([57], [100])
+
+
 def test_what_exists_is_not_bought_again() -> None:
     """Existing draws lower the purchase one for one, up to K a seed, and the next free k is bought instead."""
     seeds = _seeds([3, 3], decision=True)
@@ -263,10 +271,9 @@ def test_slices_short_of_gate_groups_are_refused_or_marked() -> None:
     """A slice with one gate group of two is an error for every purpose, and a mark with --allow-undecidable."""
     seeds = pl.concat([_seeds([6, 6]), _seeds([2, 1], split="gate").with_columns(pl.col("seed_id", "grp") + "x")])
     rules = {"held_out": ("gate",), "min_groups": 2}
+    refusal = r"1 slice has too few gate groups: s1 has 1 of 2 gate groups \(1 in all\)"
     for purpose in ("train", "gate"):
-        with pytest.raises(
-            DistdataError, match=r"1 slice has too few gate groups: s1 has 1 of 2 gate groups \(1 in all\)"
-        ):
+        with pytest.raises(DistdataError, match=refusal):
             _plan("4samples", _cells(2), seeds, purpose=purpose, **rules)
     plan = _plan("4samples", _cells(2), seeds, allow_undecidable=True, **rules)
     assert _column(plan, "mark") == ["", MARK_SHORT_GROUPS]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ....catalogs.protocol import Member, Request
+from ..diffusers import known_warnings
 from .law import LATENT_SHAPE, Mixture, check_request, mixture
 from .rollout import rollout_members
 from .score_model import Conditions, CrossingScore
@@ -57,9 +58,10 @@ class CrossingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers sh
         self.register_modules(score=score, scheduler=scheduler)
 
     @classmethod
-    def bundled(cls) -> CrossingPipeline:
-        """Return the pipeline of the bundled world."""
-        return cls(CrossingScore(), HeunDiscreteScheduler(**SCHEDULER_CONFIG))
+    def bundled(cls, **scheduler: Any) -> CrossingPipeline:
+        """Return the pipeline of the bundled world; `scheduler` changes entries of `SCHEDULER_CONFIG`."""
+        with known_warnings():
+            return cls(CrossingScore(), HeunDiscreteScheduler(**{**SCHEDULER_CONFIG, **scheduler}))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the pipeline, with the few lines that let diffusers load it by the folder alone."""
@@ -88,7 +90,8 @@ class CrossingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers sh
         return self._output(final, batch, mixtures)
 
     def _chain(self, noise: Tensor, batch: Conditions, n_steps: int) -> Tensor:
-        self.scheduler.set_timesteps(n_steps, device=noise.device)
+        with known_warnings():
+            self.scheduler.set_timesteps(n_steps, device=noise.device)
         self.scheduler.set_begin_index(0)
         x: Tensor = noise * self.scheduler.init_noise_sigma
         for t in self.scheduler.timesteps:

@@ -25,7 +25,7 @@ MEMBERS = {
 WHEELBASE_M = 2.7
 _SMOOTH_MODES = 6
 """Rates come from the slow modes: differences of positions would show the jitter only."""
-_CHUNK = 4
+_CHUNK = 2
 """Requests rendered at once: their pictures stay in the cache."""
 
 CALIBRATION: dict[str, Any] = {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -23,6 +24,8 @@ from .catalogs.register import catch_up
 from .catalogs.report import render_report
 from .catalogs.seeds import from_arrow
 from .catalogs.tables import PlanRow
+from .curate.export_hf import Layout, export_hf
+from .curate.push_hub import push_to_hub
 from .generate.presets import load_preset
 from .generate.teachers.registry import make_seeds, make_teacher, teacher_info
 from .stratify.budget import parse_budget
@@ -31,6 +34,7 @@ from .stratify.request import Plan, PlanRequest, Purpose, Rates, plan_id
 from .stratify.splits import assign_splits
 
 HELD_OUT = ("gate", "confirm")
+SAY_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,3 +228,43 @@ def write_report(project: Project, out: Path) -> Path:
     data = gather_report(project, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
     write_atomic(out, render_report(data).encode(), "report")
     return out.resolve()
+
+
+def export_dataset(
+    project: Project,
+    out: Path,
+    *,
+    layout: str,
+    push: str | None,
+    public: bool,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Export the training corpus to the folder `out` and, if asked, upload it; return what was written.
+
+    `say` hears how it goes, about every two seconds.
+
+    Raises:
+        DistdataError: see `curate.export_hf` and `curate.push_hub`.
+    """
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SAY_EVERY_S:
+            last = time.monotonic()
+            say(f"  exporting: {done / max(total, 1):.0%}")
+
+    done = export_hf(project, out, layout=cast(Layout, layout), overwrite=overwrite, progress=progress)
+    facts = {
+        "folder": str(out.resolve()),
+        "layout": layout,
+        "samples": done.n_samples,
+        "files": len(done.files),
+        "bytes": done.n_bytes,
+        "load it": f"datasets.load_dataset({str(out)!r})",
+    }
+    if push is not None:
+        say(f"uploading to {push}")
+        facts["uploaded to"] = push_to_hub(out, push, private=not public)
+    return facts

@@ -48,7 +48,9 @@ def check_project(project: Project) -> CheckResult:
         plans = [r[0] for r in con.execute("SELECT plan_id FROM plans ORDER BY plan_no").fetchall()]
         totals = store.first(
             con.execute(
-                "SELECT count(*), coalesce(sum(n_ok), 0), coalesce(sum(shard_bytes), 0) FROM units WHERE shard IS NOT NULL"
+                """SELECT count(*), coalesce(sum(n_ok), 0),
+                    (SELECT coalesce(sum(b), 0) FROM (SELECT DISTINCT shard, shard_bytes AS b FROM units) one)
+                FROM units WHERE shard IS NOT NULL"""
             )
         )
         used = {r[0] for r in con.execute("SELECT DISTINCT shard FROM units WHERE shard IS NOT NULL").fetchall()}

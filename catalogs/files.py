@@ -103,11 +103,12 @@ def _free_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
+def exclusive_lock(path: Path, busy: str, wait_s: float = 0.2) -> Iterator[None]:
     """Hold `path` locked against other processes; the lock dies with its holder, however that ends.
 
     Raises BusyError with the text `busy` (in which ``{holder}`` is replaced by the holder's process id)
-    when another process still has it after `wait_s` seconds.
+    when another process still has it after `wait_s` seconds; never wait less than a moment, since `is_locked`
+    holds the lock while it looks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_s
@@ -125,6 +126,18 @@ def exclusive_lock(path: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]
         f.write(str(os.getpid()))
         f.flush()
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether a process holds `path` by `exclusive_lock` now."""
+    try:
+        with open(path) as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def sha256_file(path: Path) -> str:

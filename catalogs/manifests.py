@@ -87,6 +87,12 @@ def unit_stem(unit: int, attempt: int) -> str:
     return f"unit-{unit:06d}" + (f"-r{attempt}" if attempt else "")
 
 
+def attempt_order(name: str) -> tuple[str, int]:
+    """Return the sort key of a manifest's name that puts a unit's attempts in the order in which they were made."""
+    stem, _, attempt = name.removesuffix(".parquet").partition("-r")
+    return stem, int(attempt) if attempt.isdigit() else 0
+
+
 def write_manifest(storage: Storage, columns: dict[str, Any], summary: UnitSummary) -> None:
     """Commit a unit: write its manifest durably. The first committer wins; raises FileExistsError for a second.
 

@@ -17,13 +17,14 @@ from . import store
 from .effects import effect
 from .errors import BusyError, DistdataError
 from .events import Event, list_events, read_json, read_table
-from .files import TMP_PREFIX, check_digests
-from .manifests import UnitSummary, read_manifest
+from .files import TMP_PREFIX, check_digests, is_locked
+from .manifests import UnitSummary, attempt_order, read_manifest
 from .project import Project
 from .views import view_statements
 
 BATCH = 256
 FLUSH_EVERY_S = 1.0
+GLANCE_S = 0.2
 
 
 def catch_up(project: Project, wait_s: float = store.WRITE_WAIT_S) -> int:
@@ -33,7 +34,7 @@ def catch_up(project: Project, wait_s: float = store.WRITE_WAIT_S) -> int:
     by a later call, nothing is lost.
     """
     n_new = 0
-    events, manifests = _missing(project)
+    events, manifests = _missing(project, wait_s)
     if not project.catalog_path.exists() or events:
         with store.write(project.catalog_path, wait_s) as con:
             known = _known_events(con)  # asked again inside: another process may have been faster
@@ -53,10 +54,17 @@ def catch_up(project: Project, wait_s: float = store.WRITE_WAIT_S) -> int:
 
 
 def catch_up_if_free(project: Project) -> None:
-    """Register what is missing if that is possible at once; a query must not wait for it."""
+    """Register what is missing if that is possible at once; a query must not wait for it.
+
+    Does nothing while a `generate` runs here: that registers what it makes, and a writer in every query would
+    stand in its way and in that of all other queries.
+    """
+    there = project.catalog_path.exists()
+    if there and is_locked(project.spool_dir / "generate.lock"):
+        return
     try:
-        if any(_missing(project)) or not project.catalog_path.exists():
-            catch_up(project, wait_s=1.0)
+        if not there or any(_missing(project, GLANCE_S)):
+            catch_up(project, wait_s=GLANCE_S if there else store.WRITE_WAIT_S)
     except BusyError:
         pass
 
@@ -107,14 +115,15 @@ def register_manifests(project: Project, names: Sequence[str], wait_s: float) ->
     return len(fresh)
 
 
-def _missing(project: Project) -> tuple[list[Event], list[str]]:
+def _missing(project: Project, wait_s: float = store.READ_WAIT_S) -> tuple[list[Event], list[str]]:
     on_disk = list_events(project.events_dir)
     plan_ids = [e.path for e in on_disk if e.kind == "plan"]
     folders = [read_json(Event(0, "plan", p))["plan_id"] for p in plan_ids]
-    names = [f.name for d in dict.fromkeys(folders) for f in project.storage.list(d) if f.name.endswith(".parquet")]
+    found = [f.name for d in dict.fromkeys(folders) for f in project.storage.list(d) if f.name.endswith(".parquet")]
+    names = sorted(found, key=attempt_order)  # a repair must come after what it replaces, in whichever batch
     if not project.catalog_path.exists():
         return on_disk, names
-    with store.read(project.catalog_path) as con:
+    with store.read(project.catalog_path, wait_s) as con:
         tables = {r[0] for r in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
         if "units" not in tables:
             return on_disk, names

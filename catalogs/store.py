@@ -23,7 +23,7 @@ import pyarrow as pa
 from .effects import effect
 from .errors import BusyError, DistdataError
 
-READ_WAIT_S = 5.0
+READ_WAIT_S = 4.0
 WRITE_WAIT_S = 20.0
 INTENT_FRESH_S = 2.0
 _LOCKED = re.compile(r"Could not set lock|Conflicting lock")
@@ -55,7 +55,7 @@ def write(path: Path, wait_s: float = WRITE_WAIT_S) -> Iterator[duckdb.DuckDBPyC
     intent = path.with_name(path.name + ".writer-intent")
     try:
         intent.write_text(str(os.getpid()))
-        con = _connect(path, wait_s, read_only=False)
+        con = _connect(path, wait_s, time.monotonic() + wait_s, read_only=False)
         try:
             _migrate(con, path)
             con.execute("BEGIN")
@@ -81,8 +81,9 @@ def read(path: Path, wait_s: float = READ_WAIT_S) -> Iterator[duckdb.DuckDBPyCon
     """
     if not path.exists():
         raise DistdataError(f"{path}: not found. Run `distdata init` first, or `distdata catalog rebuild`.")
-    _yield_to_writer(path)
-    con = _connect(path, wait_s, read_only=True)
+    deadline = time.monotonic() + wait_s
+    _yield_to_writer(path, deadline)
+    con = _connect(path, wait_s, deadline, read_only=True)
     try:
         _check_version(con, path)
         yield con
@@ -125,8 +126,7 @@ def query(path: Path, sql: str) -> pa.Table:
             raise DistdataError(f"sql: {str(e).strip()}") from None
 
 
-def _connect(path: Path, wait_s: float, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-    deadline = time.monotonic() + wait_s
+def _connect(path: Path, wait_s: float, deadline: float, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     pause = 0.005
     while True:
         try:
@@ -168,10 +168,10 @@ def _create(path: Path) -> None:
         con.execute(f"ATTACH '{str(path).replace(chr(39), chr(39) * 2)}' AS fresh (STORAGE_VERSION 'v1.5.0')")
 
 
-def _yield_to_writer(path: Path) -> None:
+def _yield_to_writer(path: Path, deadline: float) -> None:
     """Wait while a writer has announced itself, so that readers in a loop can't starve it."""
     intent = path.with_name(path.name + ".writer-intent")
-    deadline = time.monotonic() + INTENT_FRESH_S
+    deadline = min(deadline, time.monotonic() + INTENT_FRESH_S)
     while time.monotonic() < deadline:
         try:
             if time.time() - intent.stat().st_mtime > INTENT_FRESH_S:

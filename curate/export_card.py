@@ -19,8 +19,9 @@ _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """One configuration of the dataset: a record kind, the pattern of its files, its columns in words.
+    """One configuration of the dataset: a record kind, the pattern of its files, its members.
 
+    `columns` rows are (column, member, what it holds in words).
     `features` is what the card declares, in the form of `datasets`' JSON; None declares nothing.
     """
 
@@ -103,7 +104,7 @@ def render_card(
         f"# {name}",
         _opening(choice, facts),
         _how_to_load(layout, choice, configs, main),
-        _contents(layout, configs),
+        _contents(layout, choice, configs),
         _coverage(choice, facts),
         _weights(layout, facts),
         _provenance(choice, facts),
@@ -204,12 +205,25 @@ def _facts_file(config: Config) -> str:
     return config.pattern.replace("data/", "metadata/").replace("-?????.tar", ".parquet")
 
 
-def _contents(layout: str, configs: Sequence[Config]) -> str:
-    parts = ["## What is in it"]
+def _contents(layout: str, choice: Choice, configs: Sequence[Config]) -> str:
+    place = "Every row has" if layout == "parquet" else "The files under metadata/ have for every sample"
+    axes = ", ".join(f"`{axis}`" for axis in choice.axes)
+    parts = [
+        "## What is in it",
+        f"{place} `sample_id`; `cell`, made of a `slice` of the conditions ({axes}) and a `scenario` type of a `layer`; "
+        "the teacher's `outcome`; `seed_id`, draw number `k` of `n_k` and whether the seed is a `decision_point`; "
+        "`weight` and `pi` (see Weights); `source`, `teacher`, `teacher_version`, `teacher_hash` and `plan_id`.",
+    ]
     for c in configs:
-        head = "| column | from | holds |" if layout == "parquet" else "| member | from | holds |"
-        rows = [f"| `{n}` | {'`' + m + '`' if m else 'the catalog'} | {what} |" for n, m, what in c.columns]
-        parts.append(f"### {c.name}: {count(c.n_samples)} samples\n\n" + "\n".join([head, "|---|---|---|", *rows]))
+        if layout == "parquet":
+            rows = [
+                "| column | member | holds |",
+                "|---|---|---|",
+                *(f"| `{n}` | `{m}` | {w} |" for n, m, w in c.columns),
+            ]
+        else:
+            rows = ["| member | holds |", "|---|---|", *(f"| `{m}` | {w} |" for _, m, w in c.columns)]
+        parts.append(f"### {c.name}: {count(c.n_samples)} samples\n\n" + "\n".join(rows))
     return "\n\n".join(parts)
 
 
@@ -233,7 +247,10 @@ def _coverage(choice: Choice, facts: Provenance) -> str:
         lines.append(f"| {label} | " + " | ".join([*by_scenario, _tally(cells)]) + " |")
     totals = [_tally([c for c in facts.cells if c[1] == s]) for s in scenarios]
     lines.append("| **all** | " + " | ".join([*totals, _tally(facts.cells)]) + " |")
-    note = "Samples here / samples the plan wants; × marks cells that can't occur, – cells in which nothing is wanted."
+    note = (
+        "Samples here / samples the newest plan wants; × marks cells that can't occur, – cells in which nothing is "
+        "wanted."
+    )
     return "## Coverage\n\n" + note + "\n\n" + "\n".join(lines)
 
 
@@ -250,8 +267,8 @@ def _weights(layout: str, facts: Provenance) -> str:
     text = (
         f"## Weights\n\n{where} is the share of the fleet's situations that a sample stands for: the share of its "
         "cell, over the seeds of the cell and their inclusion probability `pi`, over the draws per seed. The corpus "
-        "buys rare and strict cells more often than the fleet meets them, so a plain mean over rows is not the fleet's: "
-        "use `sum(weight * x) / sum(weight)`. Train without weights to keep the emphasis on hard cells, with them to "
+        "buys rare and strict cells more often than the fleet meets them, so a plain mean over rows is not the "
+        "fleet's: use `sum(weight * x) / sum(weight)`. Train without weights to keep the emphasis on hard cells, with them to "
         "imitate the fleet."
     )
     if len(facts.plans) > 1:

@@ -23,11 +23,21 @@ from ..catalogs.files import (
     write_atomic,
 )
 from ..catalogs.project import Project
-from .export_arrow import arrow_type
 from .export_card import Config, gather_provenance, render_card
 from .export_parquet import Tick, write_parquet
 from .export_read import Choice, choose, read_samples
-from .export_types import JSON, META_MEMBER, Column, ColumnType, Fields, KindTypes, Plain, Tensor, name_columns
+from .export_types import (
+    JSON,
+    META_MEMBER,
+    Column,
+    ColumnType,
+    Fields,
+    KindTypes,
+    Listing,
+    Scalar,
+    Tensor,
+    name_columns,
+)
 from .export_webdataset import METADATA_FOLDER, webdataset_features, write_webdataset
 
 Layout = Literal["parquet", "webdataset"]
@@ -152,12 +162,11 @@ def _build(
             columns = name_columns(typed, [f.name for f in choice.fact_fields])
             files += write_parquet(project, choice, kind, columns, data, stem, tick)
             pattern = f"{DATA_FOLDER}/{stem}-?????-of-?????.parquet"
-            facts = [(f.name, "", str(f.type).replace("double", "float64")) for f in choice.fact_fields]
         else:
             files += write_webdataset(project, choice, kind, data, folder / METADATA_FOLDER, stem, tick)
             pattern = f"{DATA_FOLDER}/{stem}-?????.tar"
-            columns, facts = [Column(name, name, t) for name, t in members[kind].items()], []
-        told = (*facts, *((c.name, c.member, _in_words(c.kind, layout)) for c in columns))
+            columns = [Column(name, name, t) for name, t in members[kind].items()]
+        told = tuple((c.name, c.member, _in_words(c.kind, layout)) for c in columns)
         n = choice.kinds[kind]
         configs.append(
             Config(name=stem.removesuffix(f"-{choice.purpose}"), kind=kind, n_samples=n, pattern=pattern, columns=told,
@@ -210,8 +219,8 @@ def _put_in_place(built: Path, out: Path, overwrite: bool) -> None:
     if out.exists() and any(out.iterdir()):
         old = temporary_beside(out)
         out.rename(old)
-        effect("export.aside")
         try:
+            effect("export.aside")
             built.rename(out)
         except BaseException:
             old.rename(out)
@@ -233,7 +242,13 @@ def _in_words(kind: ColumnType, layout: Layout) -> str:
         return f"{kind.dtype} [{shape}]{stored}" + (" as `values` and `shape`" if flat else "")
     if isinstance(kind, Fields) and kind.from_npz:
         return "; ".join(f"`{key}` {_in_words(part, layout)}" for key, part in kind.parts)
-    if isinstance(kind, Plain):
-        said = {"json": "JSON text", "image": "an encoded picture", "bytes": "the file's bytes", "npy": "an .npy file"}
-        return said.get(kind.form, kind.form)
-    return str(arrow_type(kind)).replace("|", "/")
+    if isinstance(kind, Fields):
+        return "an object of " + ", ".join(f"`{key}`" for key, _ in kind.parts)
+    if isinstance(kind, Listing):
+        return "a list, each item " + _in_words(kind.item, layout)
+    if isinstance(kind, Scalar):
+        return kind.dtype
+    said = {"json": "JSON text", "image": "an encoded picture", "bytes": "the file's bytes", "npy": "an .npy file"}
+    if layout == "webdataset":
+        said["json"] = "JSON"
+    return said.get(kind.form, kind.form)

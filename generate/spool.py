@@ -3,7 +3,8 @@
 One append-only file per running unit. A record is ``length u32 | crc32 u32 | JSON head | member bytes``;
 a torn tail is cut off when the file is opened again. Three kinds of record:
 
-- ``unit``: which task this file belongs to; a file of another task is not used;
+- ``unit``: which task the records from here on belong to. Answers to another task (a retry that was
+  interrupted before a repair) are not used, but what they cost is carried over;
 - ``ask``: the positions of the draws about to be asked for and their expected price, synced to disk
   before the teacher sees them;
 - ``got``: answers, several in one record where a micro-batch is computed as one.
@@ -46,10 +47,16 @@ class Answer:
 
 @dataclass(slots=True)
 class SpoolState:
-    """What an earlier attempt left: its answers in order, and per position the dollars in doubt."""
+    """What an earlier attempt left: its answers in order, and per position the dollars in doubt.
+
+    `other_*` is what answers to other tasks in the same file cost; nothing else of them is of use.
+    """
 
     answers: list[Answer] = field(default_factory=list)
     in_doubt_usd: dict[int, float] = field(default_factory=dict)
+    other_gpu_s: float = 0.0
+    other_usd: float = 0.0
+    other_in_doubt_usd: float = 0.0
 
 
 class Spool:
@@ -60,11 +67,11 @@ class Spool:
         self.state = SpoolState()
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            good = self._recover(task_key) if path.exists() else 0
+            end, ours = self._recover(task_key) if path.exists() else (0, False)
             self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - closed by close()
-            self._file.truncate(good)
-            self._file.seek(good)
-            if good == 0:
+            self._file.truncate(end)
+            self._file.seek(end)
+            if not ours:
                 self._append({"t": "unit", "key": task_key}, ())
 
     def ask(self, positions: Sequence[int], usd_each: float) -> None:
@@ -109,28 +116,40 @@ class Spool:
             self._file.write(_FRAME.pack(len(text), sum(map(len, body)), crc) + text + b"".join(body))
             self._file.flush()
 
-    def _recover(self, task_key: str) -> int:
-        """Read the intact records into `state`; return where the intact part ends (0: not this task's)."""
-        end = 0
-        pending: dict[int, float] = {}  # price of the latest ask of a position that has no answer yet
+    def _recover(self, task_key: str) -> tuple[int, bool]:
+        """Read the intact records into `state`; return where they end, and whether the last task in there is ours."""
+        end, ours = 0, False
+        pending: dict[tuple[bool, int], float] = {}  # price of the latest ask of a position without an answer yet
         for stop, head, body in _records(self.path):
-            if end == 0 and head != {"t": "unit", "key": task_key}:
-                return 0
             end = stop
-            if head["t"] == "ask":
+            if head["t"] == "unit":
+                ours = head["key"] == task_key
+                for key in [k for k in pending if not k[0]]:
+                    self._doubt(key, pending.pop(key))
+            elif head["t"] == "ask":
                 for i in head["i"]:
-                    self._doubt(i, pending.pop(i, 0.0))  # the one before was lost in a crash
-                    pending[i] = head["usd"]
-            elif head["t"] == "got":
+                    self._doubt((ours, i), pending.pop((ours, i), 0.0))  # the one before was lost in a crash
+                    pending[ours, i] = head["usd"]
+            else:
                 for answer in _answers(head["a"], body):
-                    pending.pop(answer.position, None)
-                    self.state.answers.append(answer)
-        for i, usd in pending.items():
-            self._doubt(i, usd)
-        return end
+                    pending.pop((ours, answer.position), None)
+                    self._heard(ours, answer)
+        for key, usd in pending.items():
+            self._doubt(key, usd)
+        return end, ours
 
-    def _doubt(self, position: int, usd: float) -> None:
-        if usd:
+    def _heard(self, ours: bool, answer: Answer) -> None:
+        if ours:
+            self.state.answers.append(answer)
+        else:
+            self.state.other_gpu_s += answer.gpu_s
+            self.state.other_usd += answer.usd
+
+    def _doubt(self, key: tuple[bool, int], usd: float) -> None:
+        ours, position = key
+        if not ours:
+            self.state.other_in_doubt_usd += usd
+        elif usd:
             self.state.in_doubt_usd[position] = self.state.in_doubt_usd.get(position, 0.0) + usd
 
 

@@ -69,9 +69,14 @@ class UnitTask:
 
     @property
     def key(self) -> str:
-        """Name the task for its spool: an answer is only reused for the very same task."""
+        """Name the task for its spool: an answer is only reused for the very same task.
+
+        A planned unit is told by its beginning alone, so that the probe, which asks its first micro-batch
+        before the sizes are known, names it as the unit itself does.
+        """
         ids = self.rows["sample_id"]
-        return f"{self.plan_id}/{self.unit}/{self.attempt}/{len(ids)}/{ids[0]}/{ids[-1]}"
+        key = f"{self.plan_id}/{self.unit}/{self.attempt}/{self.batch}/{ids[0]}"
+        return key if self.attempt == 0 else f"{key}/{len(ids)}/{ids[-1]}/{'repair' if self.replaces else 'retry'}"
 
 
 def load_units(project: Project, plan_id: str) -> FrozenUnits | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -31,6 +32,8 @@ export_app = typer.Typer(no_args_is_help=True, help="Write the corpus in the for
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(export_app, name="export")
 
+INTERRUPTED = 130
+
 ProjectDir = Annotated[Path, typer.Option("--project", "-p", help="Folder of the project.", show_default="here")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; spend and write nothing.")]
@@ -40,15 +43,15 @@ def main() -> NoReturn:
     """Run the command line; a user's error is one message and exit code 1, Ctrl-C is 130."""
     try:
         code = app(standalone_mode=False)  # the code of a typer.Exit, else what the command returned: None
+        if code == INTERRUPTED:  # typer's own way of reporting Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(code or 0)
     except DistdataError as e:
         _fail(str(e), 1)
-    except typer.Abort:
-        _fail("Stopped.", 130)
     except typer.Exit as e:
         sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        _fail("Stopped. What was committed is safe; the same command goes on from there.", 130)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("Stopped. What was committed is safe; the same command goes on from there.", INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
@@ -60,17 +63,14 @@ def main() -> NoReturn:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    print(("" if code == 130 else "error: ") + text, file=sys.stderr)
+    print(("" if code == INTERRUPTED else "error: ") + text, file=sys.stderr)
     sys.exit(code)
 
 
 def _open(project_dir: Path) -> Project:
-    from .catalogs.project import Project
-    from .catalogs.register import catch_up_if_free
+    from .catalogs.intake import open_project
 
-    project = Project.open(project_dir)
-    catch_up_if_free(project)
-    return project
+    return open_project(project_dir)
 
 
 def _say(text: str) -> None:
@@ -184,9 +184,12 @@ def catalog_check(project: ProjectDir = Path(), as_json: AsJson = False) -> None
         f"{name}: no manifest names it (left by a crash; the next generate removes it)" for name in found.unreferenced
     ]
     data = {
-        "n_units": found.n_units, "n_samples": found.n_samples, "n_bytes": found.n_bytes, "unreferenced": found.unreferenced,
-        "damaged": [{"shard": d.shard, "unit": d.unit, "samples": d.sample_ids, "reason": d.text} for d in found.damaged],
-    }  # fmt: skip
+        "n_units": found.n_units,
+        "n_samples": found.n_samples,
+        "n_bytes": found.n_bytes,
+        "unreferenced": found.unreferenced,
+        "damaged": [asdict(d) for d in found.damaged],
+    }
     _emit(
         as_json,
         data,

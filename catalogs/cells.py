@@ -117,7 +117,8 @@ def _read_fleet_table(config: Config, cells: pl.DataFrame, root: Path) -> dict[s
     known = set(cells["cell"])
     shares: dict[str, float] = {}
     for row, record in enumerate(table.iter_rows(named=True), start=1):
-        cell = f"{slice_name(record, axes)}/{record['scenario']}"
+        place = {key: "" if record[key] is None else str(record[key]) for key in (*axes, "scenario")}
+        cell = f"{slice_name(place, axes)}/{place['scenario']}"
         if cell not in known:
             raise DistdataError(f"{path}: row {row}: no cell {cell!r}.{nearest(cell, known)}")
         try:

@@ -11,16 +11,18 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import DistdataError
 from .files import exclusive_lock, write_atomic
+from .hashing import content_hash
 
 _NAME = re.compile(r"^(\d{8})-(cells|import|plan|compact)\.(parquet|json)$")
-META_KEY = b"distdata"
+_META = b"distdata"
+_CHECK = b"distdata-check"
 LOCK_WAIT_S = 10.0
 
 
@@ -45,10 +47,36 @@ def list_events(folder: Path, after: int = 0) -> list[Event]:
 
 def append_table(folder: Path, kind: str, table: pa.Table, meta: dict[str, Any]) -> Event:
     """Append a Parquet event holding `table` and the JSON-able `meta`."""
-    schema_meta = {META_KEY: json.dumps(meta, sort_keys=True).encode()}
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(schema_meta), buffer, compression="zstd", write_page_checksum=True)
+    write_sealed(table, meta, buffer)
     return _append(folder, kind, "parquet", buffer.getvalue())
+
+
+def write_sealed(table: pa.Table, meta: dict[str, Any], sink: BinaryIO) -> None:
+    """Write a Parquet file in which `read_sealed` notices every altered byte that matters.
+
+    Parquet's checksums cover the pages alone, so the columns' names and types and `meta` get a hash of their own.
+    """
+    text = json.dumps(meta, sort_keys=True)
+    seal = {_META: text.encode(), _CHECK: _seal_of(text, table)}
+    pq.write_table(table.replace_schema_metadata(seal), sink, compression="zstd", write_page_checksum=True)
+
+
+def read_sealed(source: Path | pa.NativeFile) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a table and its `meta`; raises OSError, ValueError or KeyError for a file that is not as it was written."""
+    try:
+        table = pq.read_table(source, use_threads=False, page_checksum_verification=True)
+    except pa.ArrowException as e:
+        raise ValueError(str(e)) from None
+    seal = table.schema.metadata or {}
+    text = seal[_META].decode()
+    if seal[_CHECK] != _seal_of(text, table):
+        raise ValueError("names or description altered")
+    return table, json.loads(text)
+
+
+def _seal_of(text: str, table: pa.Table) -> bytes:
+    return content_hash([text, *(f"{field.name}: {field.type}" for field in table.schema)]).encode()
 
 
 def append_json(folder: Path, kind: str, data: dict[str, Any]) -> Event:
@@ -69,9 +97,8 @@ def _append(folder: Path, kind: str, ending: str, data: bytes) -> Event:
 def read_table(event: Event) -> tuple[pa.Table, dict[str, Any]]:
     """Read a Parquet event back: its table and its `meta`."""
     try:
-        table = pq.read_table(event.path, page_checksum_verification=True)
-        return table, json.loads((table.schema.metadata or {})[META_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as e:
+        return read_sealed(event.path)
+    except (OSError, KeyError, ValueError) as e:
         raise DistdataError(f"{event.path}: damaged ({e}). Restore this file from a backup.") from None
 
 

@@ -17,7 +17,7 @@ from .events import append_table, list_events, read_table
 from .files import exclusive_lock, sha256_file
 from .hashing import bytes_hash, content_hash
 from .project import Project
-from .register import catch_up
+from .register import catch_up, catch_up_if_free
 from .seeds import check_seeds, read_seed_file, with_permanent_numbers
 
 AssignSplits = Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
@@ -32,6 +32,16 @@ class ImportResult:
     n_seeds: int
     per_split: dict[str, int]
     known: bool = False
+
+
+def open_project(root: Path) -> Project:
+    """Open the project in `root` with its catalog caught up; a distdata.toml without a catalog gets one."""
+    project = Project.open(root)
+    if any(e.kind == "cells" for e in list_events(project.events_dir)):
+        catch_up_if_free(project)
+    else:
+        define_cells(project)
+    return project
 
 
 def define_cells(project: Project) -> bool:

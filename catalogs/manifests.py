@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .errors import DistdataError
+from .events import read_sealed, write_sealed
 from .storage import Storage
 
 SCHEMA_VERSION = 1
-_META = b"distdata"
 
 ROW_SCHEMA = pa.schema(
     [
@@ -101,12 +99,11 @@ def write_manifest(storage: Storage, columns: dict[str, Any], summary: UnitSumma
     """
     n = summary.n_ok + summary.n_failed
     arrays = [_array(columns[f.name], f.type, n) for f in ROW_SCHEMA]
-    meta = {_META: json.dumps(asdict(summary), sort_keys=True).encode()}
-    table = pa.Table.from_arrays(arrays, schema=ROW_SCHEMA.with_metadata(meta))
+    table = pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
     path = storage.build_path(summary.manifest)
     try:
         with open(path, "wb") as f:
-            pq.write_table(table, f, compression="zstd", write_page_checksum=True)
+            write_sealed(table, asdict(summary), f)
             storage.commit(f, path, summary.manifest, "manifest", exclusive=True)
     finally:
         path.unlink(missing_ok=True)
@@ -125,10 +122,9 @@ def read_manifest(storage: Storage, name: str) -> tuple[pa.Table, UnitSummary]:
     try:
         with storage.open(name) as f:
             # whole in memory first: Arrow's own threads must not read through a Python file
-            table = pq.read_table(pa.BufferReader(f.read()), use_threads=False, page_checksum_verification=True)
-        meta = json.loads((table.schema.metadata or {})[_META])
+            table, meta = read_sealed(pa.BufferReader(f.read()))
         return table, UnitSummary(**meta)
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError) as e:
+    except (OSError, KeyError, ValueError, TypeError) as e:
         raise DistdataError(
             f"{storage.address(name)}: this manifest is damaged or missing ({e}). Delete it if it is there and run "
             "`distdata generate`: the unit is then made again."

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +27,7 @@ def write_result(table: pa.Table, kind: str, out: Path | None, *, width: int, co
     forms: dict[str, Callable[[], bytes]] = {
         "table": lambda: _text(table, width, color and out is None).encode(),
         "csv": lambda: _csv(table),
-        "json": lambda: (json.dumps(table.to_pylist(), default=str) + "\n").encode(),
+        "json": lambda: (json.dumps(_plain(table.to_pylist()), default=str) + "\n").encode(),
         "parquet": lambda: _parquet(table),
         "arrow": lambda: _arrow(table),
     }
@@ -57,6 +59,15 @@ def _csv(table: pa.Table) -> bytes:
     for row in zip(*(c.to_pylist() for c in table.columns), strict=True):
         writer.writerow(["" if v is None else v for v in row])
     return text.getvalue().encode()
+
+
+def _plain(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON can't hold, by null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
 def _parquet(table: pa.Table) -> bytes:

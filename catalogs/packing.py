@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from .hashing import bytes_hash
 from .project import Project
 from .register import catch_up
 
+_SHARD_TAIL = re.compile(r"-[0-9a-f]{16}\.tar$")
 _MOVES = pa.schema(
     [
         ("manifest", pa.string()),
@@ -65,9 +67,10 @@ def compact_project(project: Project, target_bytes: int = TARGET_BYTES, *, dry_r
     busy = f"{project.root}: process {{holder}} is generating here; compact when it is done."
     with exclusive_lock(project.spool_dir / "generate.lock", busy):
         catch_up(project)
-        _remove_replaced(project)
+        remove_replaced(project)
         before = after = n_bytes = 0
         for plan_id, units in _units_by_plan(project).items():
+            project.storage.clean_temporaries(plan_id)
             shards = {u.shard: u for u in units}
             parts = [ShardPart(path=root / u.shard, n_bytes=u.n_bytes) for u in shards.values()]
             groups = plan_compaction(parts, target_bytes)
@@ -79,7 +82,7 @@ def compact_project(project: Project, target_bytes: int = TARGET_BYTES, *, dry_r
             moves = [move for g in groups for move in _join(project, plan_id, g, units)]
             append_table(project.events_dir, "compact", pa.Table.from_pylist(moves, _MOVES), {"plan_id": plan_id})
             catch_up(project)
-            _remove_replaced(project)
+            remove_replaced(project)
     return CompactResult(n_before=before, n_after=after, n_bytes=n_bytes)
 
 
@@ -129,13 +132,21 @@ def _join(project: Project, plan_id: str, group: Group, units: list[_Unit]) -> l
     ]  # fmt: skip
 
 
-def _remove_replaced(project: Project) -> None:
-    """Remove shards of registered units that a joined shard or a repair stands in for."""
+def remove_replaced(project: Project) -> None:
+    """Remove shards that a joined shard or a repair stands in for, and joined ones that no event names.
+
+    Call with the catalog caught up and `generate.lock` held. A unit's shard without a registered manifest
+    stays: a worker may be about to commit it.
+    """
     with store.read(project.catalog_path) as con:
-        used = {r[0] for r in con.execute("SELECT DISTINCT shard FROM units WHERE shard IS NOT NULL").fetchall()}
+        rows = con.execute("SELECT manifest, shard FROM units").fetchall()
         plans = [r[0] for r in con.execute("SELECT plan_id FROM plans").fetchall()]
+    used = {shard for _, shard in rows}
+    stems = {manifest.removesuffix(".parquet") for manifest, _ in rows}
     for plan_id in plans:
         for f in project.storage.list(plan_id):
-            if f.name.endswith(".tar") and f.name not in used:
+            stem = _SHARD_TAIL.sub("", f.name)
+            replaced = stem in stems or stem == f"{plan_id}/pack"
+            if stem != f.name and replaced and f.name not in used:
                 project.storage.remove(f.name)
                 effect("pack.remove")

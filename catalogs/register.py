@@ -207,8 +207,9 @@ def _apply_compact(con: duckdb.DuckDBPyConnection, _project: Project, event: Eve
     moves, _ = read_table(event)
     con.register("moves", moves)
     con.execute(
-        "UPDATE units SET shard = m.new_shard, shard_offset = m.delta, shard_bytes = m.new_bytes, "
-        "shard_digest = m.new_digest "
+        # a unit that was repaired since has no shard of its own any more, whichever is applied first
+        "UPDATE units SET shard = if(units.shard IS NULL, NULL, m.new_shard), shard_offset = m.delta, "
+        "shard_bytes = m.new_bytes, shard_digest = m.new_digest "
         "FROM moves m WHERE units.manifest = m.manifest"
     )
     con.unregister("moves")

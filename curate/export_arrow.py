@@ -54,15 +54,21 @@ def feature(kind: ColumnType) -> dict[str, Any]:
 
 def _tensor_feature(kind: Tensor) -> dict[str, Any]:
     n_dims = len(kind.shape)
-    if kind.pictures:
+    if kind.form == "pictures":
         return {"_type": "Image"} if n_dims == 3 else _list({"_type": "Image"})
-    if n_dims == 0:
-        return _value(kind.dtype)
-    if n_dims == 1:
-        return _list(_value(kind.dtype))
-    if kind.nested:
+    if kind.form == "array":
         return {"shape": list(kind.shape), "dtype": kind.dtype, "_type": f"Array{n_dims}D"}
-    return {"values": _list(_value(kind.dtype)), "shape": _list(_value("int64"))}
+    if kind.form == "flat":
+        return {"values": _list(_value(kind.dtype)), "shape": _list(_value("int64"))}
+    return nested_lists(kind)
+
+
+def nested_lists(kind: Tensor) -> dict[str, Any]:
+    """Return the feature of arrays as plain nested lists, or as a single value without dimensions."""
+    item = _value(kind.dtype)
+    for _ in kind.shape:
+        item = _list(item)
+    return item
 
 
 def _value(dtype: str) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def _list(item: dict[str, Any]) -> dict[str, Any]:
 
 def _field(name: str, kind: ColumnType) -> pa.Field:
     meta = None
-    if isinstance(kind, Tensor) and kind.nested and not kind.pictures:
+    if isinstance(kind, Tensor) and kind.form == "array":
         meta = {
             "ARROW:extension:name": f"datasets.features.features.Array{len(kind.shape)}DExtensionType",
             "ARROW:extension:metadata": json.dumps([list(kind.shape), kind.dtype]),
@@ -98,12 +104,11 @@ def arrow_type(kind: ColumnType) -> pa.DataType:
 
 def _tensor_type(kind: Tensor) -> pa.DataType:
     value = pa.from_numpy_dtype(np.dtype(kind.dtype))
-    n_dims = len(kind.shape)
-    if kind.pictures:
-        return _BYTES_AND_PATH if n_dims == 3 else pa.list_(_BYTES_AND_PATH)
-    if n_dims >= 2 and not kind.nested:
+    if kind.form == "pictures":
+        return _BYTES_AND_PATH if len(kind.shape) == 3 else pa.list_(_BYTES_AND_PATH)
+    if kind.form == "flat":
         return pa.struct([("values", pa.list_(value)), ("shape", pa.list_(pa.int64()))])
-    for _ in range(n_dims):
+    for _ in kind.shape:
         value = pa.list_(value)
     return value
 
@@ -147,24 +152,22 @@ def _part(kind: ColumnType, array: NDArray[Any] | None) -> Any:
 
 def _tensors(kind: Tensor, values: Sequence[NDArray[Any] | None]) -> pa.Array:
     """Lay arrays out without a Python object per value, nulls kept as nulls."""
-    if kind.pictures:
+    if kind.form == "pictures":
         encode: Callable[[NDArray[Any]], Any] = _png if len(kind.shape) == 3 else lambda clip: [_png(f) for f in clip]
         return pa.array([None if v is None else encode(v) for v in values], _tensor_type(kind))
     dtype = np.dtype(kind.dtype)
-    if not kind.shape:
+    if kind.form == "value":
         return pa.array([None if v is None else v.item() for v in values], pa.from_numpy_dtype(dtype))
     there = [v for v in values if v is not None]
-    flat = np.concatenate([np.empty(0, dtype), *(v.ravel() for v in there)]).astype(dtype, copy=False)
-    data = pa.array(flat)
-    if len(kind.shape) >= 2 and not kind.nested:
+    data = pa.array(np.concatenate([np.empty(0, dtype), *(v.ravel() for v in there)]).astype(dtype, copy=False))
+    if kind.form == "flat":
         shapes = pa.array([None if v is None else v.shape for v in values], pa.list_(pa.int64()))
         parts = [_lists([None if v is None else v.size for v in values], data), shapes]
         return pa.StructArray.from_arrays(parts, names=["values", "shape"], mask=_missing(values))
-    inner = [n for n in kind.shape[1:] if n is not None]  # all of them: the type is a nested one
-    for depth in range(len(inner) - 1, -1, -1):
-        step = inner[depth]
-        n_lists = sum(len(v) for v in there) * math.prod(inner[:depth])
-        data = pa.ListArray.from_arrays(pa.array(np.arange(n_lists + 1, dtype=np.int64) * step, pa.int32()), data)
+    for depth in range(len(kind.shape) - 1, 0, -1):
+        lengths = [np.full(math.prod(v.shape[:depth]), v.shape[depth], np.int64) for v in there]
+        ends = np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths]))
+        data = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), data)
     return _lists([None if v is None else len(v) for v in values], data)
 
 

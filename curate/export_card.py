@@ -210,9 +210,10 @@ def _contents(layout: str, choice: Choice, configs: Sequence[Config]) -> str:
     axes = ", ".join(f"`{axis}`" for axis in choice.axes)
     parts = [
         "## What is in it",
-        f"{place} `sample_id`; `cell`, made of a `slice` of the conditions ({axes}) and a `scenario` type of a `layer`; "
-        "the teacher's `outcome`; `seed_id`, draw number `k` of `n_k` and whether the seed is a `decision_point`; "
-        "`weight` and `pi` (see Weights); `source`, `teacher`, `teacher_version`, `teacher_hash` and `plan_id`.",
+        f"{place} `sample_id`; `cell`, made of a `slice` of the conditions ({axes}) and a `scenario` type of a "
+        "`layer`; the teacher's `outcome`; `seed_id`, draw number `k` of `n_k` and whether the seed is a "
+        "`decision_point`; `weight` and `pi` (see Weights); `source`, `teacher`, `teacher_version`, "
+        "`teacher_hash` and `plan_id`.",
     ]
     for c in configs:
         if layout == "parquet":
@@ -268,8 +269,8 @@ def _weights(layout: str, facts: Provenance) -> str:
         f"## Weights\n\n{where} is the share of the fleet's situations that a sample stands for: the share of its "
         "cell, over the seeds of the cell and their inclusion probability `pi`, over the draws per seed. The corpus "
         "buys rare and strict cells more often than the fleet meets them, so a plain mean over rows is not the "
-        "fleet's: use `sum(weight * x) / sum(weight)`. Train without weights to keep the emphasis on hard cells, with them to "
-        "imitate the fleet."
+        "fleet's: use `sum(weight * x) / sum(weight)`. Train without weights to keep the emphasis on hard "
+        "cells, with them to imitate the fleet."
     )
     if len(facts.plans) > 1:
         text += (

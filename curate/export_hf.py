@@ -236,10 +236,8 @@ def _in_words(kind: ColumnType, layout: Layout) -> str:
     """Say in a few words what a column holds."""
     if isinstance(kind, Tensor):
         shape = ", ".join("any" if n is None else str(n) for n in kind.shape)
-        pictures = layout == "parquet" and kind.pictures
-        stored = " as PNG pictures" if pictures else ""
-        flat = layout == "parquet" and len(kind.shape) > 1 and not kind.nested and not pictures
-        return f"{kind.dtype} [{shape}]{stored}" + (" as `values` and `shape`" if flat else "")
+        stored = {"pictures": " as PNG pictures", "flat": " as `values` and `shape`"} if layout == "parquet" else {}
+        return f"{kind.dtype} [{shape}]" + stored.get(kind.form, "") + (", null in some" if kind.optional else "")
     if isinstance(kind, Fields) and kind.from_npz:
         return "; ".join(f"`{key}` {_in_words(part, layout)}" for key, part in kind.parts)
     if isinstance(kind, Fields):

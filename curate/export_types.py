@@ -8,7 +8,7 @@ to a value dropped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,28 +23,42 @@ MAX_JSON_FIELDS = 256
 META_MEMBER = "meta.json"
 
 
+Form = Literal["value", "list", "array", "lists", "flat", "pictures"]
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """Arrays of one dtype; None in `shape` where a dimension varies.
 
     `hollow`: in some sample a dimension other than the first is 0, so that nested lists would lose the shape.
+    `optional`: some samples have no such array.
     """
 
     dtype: str
     shape: tuple[int | None, ...]
     hollow: bool = False
+    optional: bool = False
 
     @property
-    def nested(self) -> bool:
-        """Tell whether an array type with an open first dimension holds all of them (2 to 5 dimensions)."""
-        return 2 <= len(self.shape) <= 5 and None not in self.shape[1:] and not self.hollow
+    def form(self) -> Form:
+        """Say how such arrays are stored.
 
-    @property
-    def pictures(self) -> bool:
-        """Tell whether these are uint8 pictures, [H, W, 3] or [T, H, W, 3], and not merely small arrays of threes."""
-        if self.dtype != "uint8" or len(self.shape) not in (3, 4) or self.shape[-1] != 3 or self.hollow:
-            return False
-        if len(self.shape) == 3 and self.shape[0] == 0:
+        ``array`` is the array type of `datasets`, which has 2 to 5 dimensions of which only the first may
+        vary, and can't hold nulls (it gives them back as NaN, or fails); ``lists`` are plain nested lists,
+        ``flat`` the values beside the shape, ``pictures`` encoded images.
+        """
+        n_dims = len(self.shape)
+        if n_dims < 2:
+            return "list" if n_dims else "value"
+        if self.hollow:
+            return "flat"
+        if self._pictures():
+            return "pictures"
+        return "array" if n_dims <= 5 and None not in self.shape[1:] and not self.optional else "lists"
+
+    def _pictures(self) -> bool:
+        """Tell whether these are uint8 [H, W, 3] or [T, H, W, 3], and not merely small arrays of threes."""
+        if self.dtype != "uint8" or len(self.shape) not in (3, 4) or self.shape[-1] != 3:
             return False
         return all(n is None or n >= LEAST_PIXELS for n in self.shape[-3:-1])
 
@@ -93,17 +107,27 @@ class KindTypes:
 
     def __init__(self) -> None:
         self._types: dict[str, ColumnType] = {}
+        self._n_seen: dict[str, int] = {}
+        self._n_samples = 0
 
     def see(self, members: Mapping[str, bytes]) -> None:
         """Join one sample's members in; raises ValueError naming a member that can't be read."""
+        self._n_samples += 1
         for name, data in members.items():
             found = member_type(name, data)
+            self._n_seen[name] = self._n_seen.get(name, 0) + 1
             self._types[name] = join(self._types.get(name, found), found)
 
     def members(self) -> dict[str, ColumnType]:
         """Return the members and their types, meta.json first, then by name."""
         names = sorted(self._types, key=lambda name: (name != META_MEMBER, name))
-        return {name: settle(self._types[name]) for name in names}
+        return {name: self._settle(name) for name in names}
+
+    def _settle(self, name: str) -> ColumnType:
+        kind = self._types[name]
+        if isinstance(kind, Fields) and not kind.parts:
+            return Plain("bytes")  # archives without a single array
+        return kind if self._n_seen[name] == self._n_samples else _optional(kind)
 
 
 def member_type(name: str, data: bytes) -> ColumnType:
@@ -167,11 +191,20 @@ def join(a: ColumnType, b: ColumnType) -> ColumnType:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return _join_tensors(a, b)
     if isinstance(a, Fields) and isinstance(b, Fields) and a.from_npz:
-        parts = dict(a.parts)
-        for key, kind in b.parts:
-            parts[key] = join(parts.get(key, kind), kind)
-        return Fields(tuple(sorted(parts.items())), from_npz=True)
+        return _join_archives(a, b)
     return NPY if NPY in (a, b) else _join_values(a, b)
+
+
+def _join_archives(a: Fields, b: Fields) -> Fields:
+    ours, theirs = dict(a.parts), dict(b.parts)
+    parts = [
+        (
+            key,
+            join(ours[key], theirs[key]) if key in ours and key in theirs else _optional(ours.get(key) or theirs[key]),
+        )
+        for key in sorted({*ours, *theirs})
+    ]
+    return Fields(tuple(parts), from_npz=True)
 
 
 def _join_values(a: ColumnType, b: ColumnType) -> ColumnType:
@@ -195,7 +228,7 @@ def _join_tensors(a: Tensor, b: Tensor) -> ColumnType:
     if len(a.shape) != len(b.shape) or not (_exact(a.dtype, dtype) and _exact(b.dtype, dtype)):
         return NPY
     shape = tuple(m if m == n else None for m, n in zip(a.shape, b.shape, strict=True))
-    return Tensor(dtype.name, shape, a.hollow or b.hollow)
+    return Tensor(dtype.name, shape, a.hollow or b.hollow, a.optional or b.optional)
 
 
 def _exact(narrow: str, wide: np.dtype[Any]) -> bool:
@@ -206,10 +239,12 @@ def _exact(narrow: str, wide: np.dtype[Any]) -> bool:
     return small.kind == "u" and wide.kind == "i"
 
 
-def settle(kind: ColumnType) -> ColumnType:
-    """Turn a type that was joined over all samples into the one to store."""
-    if isinstance(kind, Fields) and not kind.parts:
-        return Plain("bytes")  # archives without a single array
+def _optional(kind: ColumnType) -> ColumnType:
+    """Mark arrays as missing in some samples."""
+    if isinstance(kind, Tensor):
+        return replace(kind, optional=True)
+    if isinstance(kind, Fields) and kind.from_npz:
+        return replace(kind, parts=tuple((key, _optional(part)) for key, part in kind.parts))
     return kind
 
 

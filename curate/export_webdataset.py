@@ -17,7 +17,7 @@ from ..catalogs.files import sync_file
 from ..catalogs.project import Project
 from ..catalogs.shards import ShardWriter
 from ..catalogs.ustar import END_OF_ARCHIVE
-from .export_arrow import feature
+from .export_arrow import feature, nested_lists
 from .export_parquet import Tick
 from .export_read import Choice, ExportUnit, read_facts, read_samples
 from .export_types import IMAGE_ENDINGS, NPY, ColumnType, Fields, Plain, Tensor, ending_of
@@ -39,23 +39,25 @@ def write_webdataset(
     shards: dict[str, list[ExportUnit]] = {}
     for unit in choice.of_kind(kind):
         shards.setdefault(unit.shard, []).append(unit)
-    paths = []
+    paths: dict[str, Path] = {}
+    for i, (shard, units) in enumerate(shards.items()):
+        paths[shard] = data / f"{stem}-{i:05d}.tar"
+        if _whole(project, units):
+            _link(project, shard, paths[shard])
+        else:
+            _rewrite(project, choice, units, paths[shard])
+        effect("export.file")
+        tick(sum(u.n_samples for u in units))
     metadata.mkdir(exist_ok=True)
-    schema = pa.schema([*choice.fact_fields, pa.field("file", pa.string())])
     facts_path = metadata / f"{stem}.parquet"
-    with open(facts_path, "wb") as f, pq.ParquetWriter(f, schema, compression="zstd") as writer:
-        for i, units in enumerate(shards.values()):
-            path = data / f"{stem}-{i:05d}.tar"
-            if _whole(project, units):
-                _link(project, units[0].shard, path)
-            else:
-                _rewrite(project, choice, units, path)
-            paths.append(path)
-            effect("export.file")
-            for unit, rows in read_facts(project, choice, units):
-                writer.write_table(pa.Table.from_pylist([{**r, "file": path.name} for r in rows], schema))
-                tick(unit.n_samples)
-    return [*paths, facts_path]
+    schema = pa.schema([*choice.fact_fields, pa.field("file", pa.string())])
+    with open(facts_path, "wb") as f:
+        with pq.ParquetWriter(f, schema, compression="zstd") as writer:
+            for unit, rows in read_facts(project, choice, choice.of_kind(kind)):
+                name = paths[unit.shard].name
+                writer.write_table(pa.Table.from_pylist([{**row, "file": name} for row in rows], schema))
+        sync_file(f)
+    return [*paths.values(), facts_path]
 
 
 def _whole(project: Project, units: Sequence[ExportUnit]) -> bool:
@@ -110,14 +112,11 @@ def webdataset_features(kind: str, members: dict[str, ColumnType]) -> dict[str, 
 
 def _as_decoded(column: ColumnType) -> dict[str, Any]:
     """Return the feature of a member as the loader decodes it: arrays stay arrays, JSON that varies is Json."""
-    if isinstance(column, Tensor) and len(column.shape) >= 2:
-        if column.nested:
-            shape = list(column.shape)
-            return {"shape": shape, "dtype": column.dtype, "_type": f"Array{len(shape)}D"}
-        nested: dict[str, Any] = {"dtype": column.dtype, "_type": "Value"}
-        for _ in column.shape:
-            nested = {"feature": nested, "_type": "List"}
-        return nested
+    if isinstance(column, Tensor) and column.form == "pictures":
+        shape, fixed = list(column.shape), None not in column.shape[1:] and not column.optional
+        return {"shape": shape, "dtype": "uint8", "_type": f"Array{len(shape)}D"} if fixed else nested_lists(column)
+    if isinstance(column, Tensor):
+        return feature(column) if column.form == "array" else nested_lists(column)
     if isinstance(column, Fields) and column.from_npz:
         return {key: _as_decoded(part) for key, part in column.parts}
     return {"_type": "Json"} if column == Plain("json") else feature(column)

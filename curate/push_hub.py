@@ -27,7 +27,6 @@ def push_to_hub(
     if not (out / MARKER).is_file() or not (out / CARD).is_file():
         raise DistdataError(f"{out}: is no export. Write one first: distdata export hf {out}")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi(endpoint=endpoint, token=token)
     try:
@@ -40,24 +39,33 @@ def push_to_hub(
             ignore_patterns=[MARKER],
             delete_patterns=_REPLACED,
         )
-    except HFValidationError as e:
-        raise DistdataError(f"push: {repo_id!r} is no repository name ({e}). Write it as ORG/NAME.") from None
-    except HfHubHTTPError as e:
-        raise DistdataError(f"push to {repo_id} at {api.endpoint}: {_advice(e)}") from None
-    except ValueError as e:
-        raise DistdataError(f"push to {repo_id}: {api.endpoint} refused the card: {e}") from None
     except Exception as e:
-        if not isinstance(e, HfHubHTTPError.__bases__):  # its HTTP library's own error, whichever that is, and OSError
+        reason = _reason(e, api.endpoint)
+        if reason is None:
             raise
-        raise DistdataError(
-            f"push to {repo_id}: no answer from {api.endpoint} ({e}). The export in {out} is complete; run the same "
-            "command again when the network is back."
-        ) from None
+        raise DistdataError(f"push of {out} to {repo_id}: {reason}") from None
     return str(url)
 
 
-def _advice(e: Exception) -> str:
-    """Say what a refusal of the server means for the user."""
+def _reason(e: Exception, endpoint: str) -> str | None:
+    """Say what went wrong and what to do; None for what is no fault of the name, the rights or the network."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if isinstance(e, RuntimeError) and isinstance(e.__cause__, Exception):
+        e = e.__cause__  # how a failed upload of one file arrives
+    if isinstance(e, HFValidationError):
+        return f"this is no repository name ({e}). Write it as ORG/NAME."
+    if isinstance(e, HfHubHTTPError):
+        return f"{endpoint} says: {_refusal(e)}"
+    if isinstance(e, ValueError):
+        return f"{endpoint} refused it: {e}"
+    if isinstance(e, HfHubHTTPError.__bases__):  # its HTTP library's own error, whichever that is, and OSError
+        return f"no answer from {endpoint} ({e}). The export is complete; push again when the network is back."
+    return None
+
+
+def _refusal(e: Exception) -> str:
+    """Return what the server said, its status and what that means for the user."""
     response = getattr(e, "response", None)
     status = response.status_code if response is not None else None
     said = (getattr(e, "server_message", None) or str(e).strip().splitlines()[0]).rstrip(".")
@@ -67,5 +75,5 @@ def _advice(e: Exception) -> str:
         404: "There is no such organisation, or the token can't see it: check the name.",
         413: "A file is too large for this server.",
         429: "Too many requests: wait a few minutes and run the same command again.",
-    }.get(status or 0, "Run the same command again; what was uploaded is not sent twice.")
+    }.get(status or 0, "Run the same command again.")
     return f"{said} (HTTP {status}). {advice}"

@@ -12,6 +12,7 @@ from ..catalogs.errors import DistdataError
 from ..catalogs.protocol import Draw, Failure, Request, Teacher
 
 LOAD_S = 1800.0  # a large model may take this long to load before its first answer
+RELOAD = 5.0  # a later load may take this many times as long as the first one, and a second more
 MAX_REASON_CHARS = 500
 
 
@@ -42,6 +43,7 @@ class Asker:
         self._teacher: Teacher | None = None
         self._line: _Line | None = None
         self._warm = False
+        self._load_s = LOAD_S
         self.n_hangs = 0
 
     @property
@@ -63,7 +65,7 @@ class Asker:
         answers = self._line.ask(requests)
         waiting = {(r.seed_id, r.k): r for r in requests}
         start = time.monotonic()
-        deadline = start + self._timeout_s + (0.0 if self._warm else LOAD_S)
+        deadline = start + self._timeout_s + (0.0 if self._warm else self._load_s)
         n_answered = 0
         while True:
             try:
@@ -92,7 +94,9 @@ class Asker:
                 if waiting.pop((answer.seed_id, answer.k), None) is not None:
                     n_answered += 1
                     yield Timed(answer, elapsed)
-        self._warm = True
+        if not self._warm:
+            self._warm = True
+            self._load_s = min(self._load_s, RELOAD * (time.monotonic() - start) + 1.0)
         reason = f"the teacher answered {n_answered} of {len(requests)} requests; this one got nothing"
         yield from _all_failed(waiting.values(), "error", reason, start)
 

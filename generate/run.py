@@ -17,8 +17,9 @@ from ..catalogs import store
 from ..catalogs.check import damaged_units
 from ..catalogs.config import Engine
 from ..catalogs.errors import BusyError, DistdataError, nearest
-from ..catalogs.files import exclusive_lock
+from ..catalogs.files import TMP_PREFIX, exclusive_lock
 from ..catalogs.manifests import UnitSummary, manifest_name, unit_stem
+from ..catalogs.packing import remove_replaced
 from ..catalogs.plans import SavedPlan, find_plan, load_plan
 from ..catalogs.project import Project
 from ..catalogs.protocol import MemberSpec, TeacherInfo
@@ -210,6 +211,7 @@ class _Run:
         self._registrar = Registrar(project)
 
     def go(self, mode: Mode) -> None:
+        self._clean()
         units = load_units(self._project, self._plan.plan_id)
         pending = self._pending(mode, units) if units else None
         if pending is not None and pending.n_tasks == 0:
@@ -220,8 +222,9 @@ class _Run:
                 units = self._freeze()
                 pending = self._pending(mode, units)
             assert pending is not None, "sizes are frozen by now"
-            self._clean()
             self._make(pending)
+        if mode == "repair":
+            remove_replaced(self._project)
 
     def _session(self) -> AbstractContextManager[None]:
         if self._engine != "ray":
@@ -282,13 +285,18 @@ class _Run:
                     WHERE plan_id = ? AND unit = ? ORDER BY attempt""",
                     [self._plan.plan_id, unit],
                 ).fetchall()
+                delivered = con.execute(
+                    "SELECT sample_id FROM samples JOIN plans USING (plan_no) WHERE plan_id = ? AND unit = ?",
+                    [self._plan.plan_id, unit],
+                ).fetchall()
             salvage = tuple(Salvage(manifest=m, shard=s, shard_offset=o) for m, s, o, _ in rows if s is not None)
+            start, stop = bounds[unit]
+            wanted = {d[0] for d in delivered}  # draws that failed are none of a repair's business
+            ids = self._plan.draws["sample_id"].slice(start, stop - start).to_pylist()
+            task = task_rows(self._plan, start, stop, [i for i, sample in enumerate(ids) if sample in wanted])
             tasks.append(
-                make_task(
-                    self._plan, units, task_rows(self._plan, *bounds[unit]), unit,
-                    attempt=rows[-1][3] + 1, salvage=salvage, replaces=True,
-                )
-            )  # fmt: skip
+                make_task(self._plan, units, task, unit, attempt=rows[-1][3] + 1, salvage=salvage, replaces=True)
+            )
         return _Pending(tasks, len(tasks), sum(d.n_draws for d in found))
 
     def _freeze(self) -> FrozenUnits:
@@ -298,20 +306,21 @@ class _Run:
             unit_draws=PROBE_DRAWS, batch=teacher.batch, members=self._spec.info.members,
             gpu_s=float(self._plan.header["gpu_s_per_draw"]), n_bytes=0.0,
         )  # fmt: skip
-        rows = task_rows(self._plan, 0, min(teacher.batch, self._plan.n_draws))
+        first = unit_bounds(self._plan, rules.unit_draws or self._plan.n_draws)[0][1]
+        rows = task_rows(self._plan, 0, min(teacher.batch, first))
         answers = self._probe(make_task(self._plan, units, rows, 0, attempt=0))
         good = [a for a in answers if a.members is not None]
         if not good:
-            first = answers[0]
+            why = answers[0]
             raise DistdataError(
                 f"teacher {self._spec.info.id}: the first {len(answers)} draws all failed; the first one: "
-                f"{first.failure}: {first.reason}. Nothing was committed; fix the teacher and run `distdata generate` again."
+                f"{why.failure}: {why.reason}. Nothing was committed; fix the teacher and run `distdata generate` again."
             )
         gpu_s = sum(a.gpu_s for a in good) / len(good)
         n_bytes = sum(len(b) for a in good for _, b in a.members or ()) / len(good)
         unit_draws = rules.unit_draws or size_unit(
             gpu_s, n_bytes, unit_s=rules.unit_s, shard_bytes=rules.shard_mb * 1e6, n_draws=self._plan.n_draws,
-            n_workers=self._n_workers, batch=teacher.batch,
+            batch=teacher.batch,
         )  # fmt: skip
         frozen = FrozenUnits(
             unit_draws=unit_draws, batch=teacher.batch, members=dict(units.members) or _infer_members(good),
@@ -334,24 +343,35 @@ class _Run:
         return self._made
 
     def _clean(self) -> None:
-        """Remove what crashed writers left in the plan's folder: half-built files, shards without a manifest."""
+        """Remove what crashed runs left: half-built files, shards and spools that no manifest needs."""
         storage, plan_id = self._project.storage, self._plan.plan_id
         storage.clean_temporaries(plan_id)
+        for path in (self._project.plans_dir / plan_id).glob(f"{TMP_PREFIX}*"):
+            path.unlink(missing_ok=True)
         names = [f.name for f in storage.list(plan_id)]
         manifests = {n for n in names if n.endswith(".parquet")}
         for name in names:
             match = _SHARD.search(name)
-            if match is None:
-                continue
-            unit, attempt = int(match[1]), int(match[2] or 0)
-            if manifest_name(plan_id, unit, attempt) in manifests:
-                continue
-            lock = self._project.spool_dir / f"{plan_id}-{unit_stem(unit, attempt)}.lock"
-            try:
-                with exclusive_lock(lock, "busy"):
-                    storage.remove(name)
-            except BusyError:
-                continue  # an orphaned worker is still at it; the unit's own lock settles who commits
+            if match and manifest_name(plan_id, int(match[1]), int(match[2] or 0)) not in manifests:
+                self._remove_unless_locked(unit_stem(int(match[1]), int(match[2] or 0)), name)
+        for path in self._project.spool_dir.glob(f"{plan_id}-unit-*"):
+            if f"{plan_id}/{path.stem.removeprefix(f'{plan_id}-')}.parquet" in manifests:
+                self._remove_unless_locked(path.stem.removeprefix(f"{plan_id}-"))
+        remove_replaced(self._project)
+
+    def _remove_unless_locked(self, stem: str, shard: str | None = None) -> None:
+        """Remove a unit's shard, or what its spool holds, unless an orphaned worker is still at that unit."""
+        spool_dir, plan_id = self._project.spool_dir, self._plan.plan_id
+        lock = spool_dir / f"{plan_id}-{stem}.lock"
+        try:
+            with exclusive_lock(lock, "busy"):
+                if shard is not None:
+                    self._project.storage.remove(shard)
+                else:
+                    (spool_dir / f"{plan_id}-{stem}.spool").unlink(missing_ok=True)
+        except BusyError:
+            return
+        lock.unlink(missing_ok=True)
 
     def _make(self, pending: _Pending) -> None:
         reporter, result = self._reporter, self._result

@@ -50,6 +50,7 @@ class _Slot:
     """What is known of one draw of the unit so far."""
 
     answer: Answer | None = None
+    salvaged: bool = False  # kept from an earlier attempt: a new answer is paid for, but not used
     tries: int = 0
     gpu_s: float = 0.0  # the last answer's own cost
     usd: float = 0.0
@@ -83,33 +84,43 @@ def run_unit(
     name = manifest_name(task.plan_id, task.unit, task.attempt)
     stem = f"{task.plan_id}-{unit_stem(task.unit, task.attempt)}"
     busy = f"{name}: process {{holder}} of an earlier run still makes this unit; wait for it to end."
-    with exclusive_lock(spool_dir / f"{stem}.lock", busy, UNIT_LOCK_WAIT_S):
-        if storage.exists(name):
-            return read_manifest(storage, name)[1]
-        spool = Spool(spool_dir / f"{stem}.spool", task.key) if rules.spool else None
-        try:
-            slots = _answers(task, asker, info, storage, spool, rules, progress)
-        except BaseException:
+    lock, spooled = spool_dir / f"{stem}.lock", spool_dir / f"{stem}.spool"
+    with exclusive_lock(lock, busy, UNIT_LOCK_WAIT_S):
+        if storage.exists(name):  # a worker died, or another one was faster, right after the commit
+            summary = read_manifest(storage, name)[1]
+            spooled.unlink(missing_ok=True)
+        else:
+            # the probe spools its answers whatever the teacher costs; they are used here
+            spool = Spool(spooled, task.key) if rules.spool or spooled.exists() else None
+            try:
+                slots = _answers(task, asker, info, storage, spool, rules, progress)
+                summary = _commit(task, info, storage, slots, start)
+            except BaseException:
+                if spool is not None:
+                    spool.close()
+                raise
             if spool is not None:
-                spool.close()
-            raise
-        summary = _commit(task, info, storage, slots, start)
-        if spool is not None:
-            spool.remove()
-    (spool_dir / f"{stem}.lock").unlink(missing_ok=True)
+                spool.remove()
+    lock.unlink(missing_ok=True)
     return summary
 
 
 def probe(task: UnitTask, asker: Asker, info: TeacherInfo, spool_dir: Path) -> list[Answer]:
-    """Ask the first micro-batch of a unit and leave its answers in the unit's spool, paid once."""
+    """Ask the first micro-batch of a unit and leave its answers in the unit's spool, paid once.
+
+    A micro-batch that failed as a whole when it was probed before is asked again: something was put right
+    since, or the caller hears the same again.
+    """
     stem = f"{task.plan_id}-{unit_stem(task.unit, task.attempt)}"
-    spool = Spool(spool_dir / f"{stem}.spool", task.key)
-    slots = _restore(task, spool)
-    positions = [i for i in range(min(task.batch, len(slots))) if slots[i].answer is None]
-    try:
-        _ask(task, positions, asker, info, spool, slots)
-    finally:
-        spool.close()
+    busy = f"{stem}: process {{holder}} of an earlier run still probes the teacher; wait for it to end."
+    with exclusive_lock(spool_dir / f"{stem}.lock", busy, UNIT_LOCK_WAIT_S):
+        spool = Spool(spool_dir / f"{stem}.spool", task.key)
+        try:
+            slots = _restore(task, spool)[: task.batch]
+            again = not any(s.ok for s in slots)
+            _ask(task, [i for i, s in enumerate(slots) if again or s.answer is None], asker, info, spool, slots)
+        finally:
+            spool.close()
     return [s.answer for s in slots if s.answer is not None]
 
 
@@ -125,13 +136,14 @@ def _answers(
     """Get an answer for every draw: salvaged, spooled or asked; failed ones are asked again one by one."""
     slots = _restore(task, spool)
     for position, answer in _salvaged(task, storage):
-        slots[position].answer = answer
+        slots[position].answer, slots[position].salvaged = answer, True
         slots[position].gpu_s, slots[position].usd = answer.gpu_s, answer.usd
     for start in range(0, len(slots), task.batch):
         stop = min(start + task.batch, len(slots))
         open_positions = [i for i in range(start, stop) if slots[i].answer is None]
         if open_positions and asker.n_hangs < MAX_HANGS:
-            _ask(task, open_positions, asker, info, spool, slots)
+            # computed as one, a micro-batch gives the same bits only when it is asked whole
+            _ask(task, range(start, stop) if info.joint_batches else open_positions, asker, info, spool, slots)
         for i in open_positions:
             if slots[i].answer is None:
                 reason = f"not asked: the teacher hung {asker.n_hangs} times in this run"
@@ -158,17 +170,23 @@ def _worth_asking_again(slot: _Slot, info: TeacherInfo, rules: RunRules) -> bool
 def _restore(task: UnitTask, spool: Spool | None) -> list[_Slot]:
     slots = [_Slot() for _ in range(len(task.rows))]
     if spool is not None:
-        for answer in spool.state.answers:
+        state = spool.state
+        for answer in state.answers:
             _record(slots[answer.position], answer)
-        for i, usd in spool.state.in_doubt_usd.items():
+        for i, usd in state.in_doubt_usd.items():
             slots[i].in_doubt_usd = usd
+        # what an interrupted task of the same unit cost has no draw here to go to, and must go somewhere
+        slots[0].paid_gpu_s += state.other_gpu_s
+        slots[0].paid_usd += state.other_usd
+        slots[0].in_doubt_usd += state.other_in_doubt_usd
     return slots
 
 
 def _record(slot: _Slot, answer: Answer) -> None:
-    slot.answer = answer
+    if not slot.salvaged:
+        slot.answer = answer
+        slot.gpu_s, slot.usd = answer.gpu_s, answer.usd
     slot.tries += 1
-    slot.gpu_s, slot.usd = answer.gpu_s, answer.usd
     slot.paid_gpu_s += answer.gpu_s
     slot.paid_usd += answer.usd
 

@@ -22,6 +22,7 @@ from ..catalogs.project import Project
 from ..catalogs.protocol import MemberSpec
 
 UNITS_FILE = "units.json"
+MIN_UNITS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,16 +102,17 @@ def freeze_units(project: Project, plan_id: str, units: FrozenUnits) -> None:
 
 
 def size_unit(
-    gpu_s: float, n_bytes: float, *, unit_s: float, shard_bytes: float, n_draws: int, n_workers: int, batch: int
+    gpu_s: float, n_bytes: float, *, unit_s: float, shard_bytes: float, n_draws: int, batch: int
 ) -> int:
     """Choose the draws per unit: about `unit_s` seconds of teacher time, or one shard, whichever is less.
 
-    Never so many that a worker would get fewer than four units, never fewer than one micro-batch; rounded
-    down to a power of two times the batch, so that a small difference in timing rarely changes it.
+    Never so many that the plan would have fewer than eight units, never fewer than one micro-batch; rounded
+    down to a power of two times the batch, so that a small difference in timing rarely changes it. The number
+    of workers has no say, or the same plan would give other shards on a larger machine.
     """
     by_time = unit_s / max(gpu_s, 1e-6)
     by_bytes = shard_bytes / max(n_bytes, 1.0)
-    by_share = n_draws / (4 * n_workers)
+    by_share = n_draws / MIN_UNITS
     batches = max(1.0, min(by_time, by_bytes, by_share) / batch)
     return int(batch * 2 ** int(np.log2(batches)))
 

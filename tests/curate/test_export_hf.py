@@ -190,7 +190,7 @@ def test_parquet_loads_with_the_features_of_every_member(made, tmp_path, load):
         "meta": Value("string"), "prompt": Value("string"), "blob": Value("binary"), "thumb": Image(),
         "pose_npy": Array2D((4, 7), "float32"), "pose_txt": Value("string"),
         "latent": Array4D((2, 3, 4, 5), "float16"), "steps": Array2D((None, 3), "float64"),
-        "mask": {"values": List(Value("bool")), "shape": List(Value("int64"))},
+        "mask": List(List(Value("bool"))),
         "speed": Value("float32"), "ids": List(Value("int64")), "extra": List(Value("int16")),
         "cam_front": List(Image()), "tools": Value("string"),
         "calib": {"fov_deg": Value("int64"), "mount": {"z_m": Value("float64")}, "names": List(Value("string"))},
@@ -228,8 +228,7 @@ def test_parquet_holds_every_sample_with_equal_values(made, tmp_path, load):
         assert arrow[i]["thumb"][0]["bytes"].as_py() == members["thumb.png"]
         for column, member in (("pose_npy", "pose.npy"), ("latent", "latent.npy"), ("steps", "steps.npy")):
             assert np.array_equal(np.asarray(row[column], members[member].dtype), members[member])
-        mask = np.asarray(row["mask"]["values"]).reshape(row["mask"]["shape"])
-        assert np.array_equal(mask, members["mask.npy"])
+        assert row["mask"] == members["mask.npy"].tolist()
         assert np.array_equal(np.asarray(row["lidar"]["xyz"], np.float32), members["lidar.npz"]["xyz"])
         assert row["lidar"]["offsets"] == members["lidar.npz"]["offsets"].tolist()
 

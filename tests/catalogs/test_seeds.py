@@ -1,0 +1,209 @@
+"""Seed files in, checked rows out: nothing is lost, changed or guessed on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distdata.catalogs.errors import DistdataError
+from distdata.catalogs.hashing import unit_interval
+from distdata.catalogs.seeds import check_seeds, read_seed_file, with_permanent_numbers
+
+CELLS = pl.DataFrame(
+    {
+        "cell_id": pl.Series([4, 7, 9], dtype=pl.Int32),
+        "cell": ["day/cross", "night/cross", "night/cut_in"],
+        "slice": ["day", "night", "night"],
+        "light": ["day", "night", "night"],
+        "scenario": ["cross", "cross", "cut_in"],
+        "feasible": [True, True, False],
+        "reason": [None, None, "never seen"],
+    }
+)
+NONE = pl.Series([], dtype=pl.String)
+GOOD = {"seed_id": "a1", "light": "day", "scenario": "cross"}
+
+
+def _check(path: Path, existing: pl.Series = NONE) -> pl.DataFrame:
+    return check_seeds(read_seed_file(path), CELLS, ["light"], existing, path.name)
+
+
+def _jsonl(folder: Path, *records: object) -> Path:
+    path = folder / "s.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def test_all_columns_arrive(tmp_path: Path) -> None:
+    """Each column ends where it belongs, in the type it belongs to."""
+    full = {**GOOD, "group": "drive-7", "decision_point": True, "k": 4, "control_axis": "steer", "control_value": 0.5}
+    seeds = _check(_jsonl(tmp_path, {**full, "params": {"v": [1, 2]}, "speed": 3.5}, {**GOOD, "seed_id": "a2"}))
+    assert seeds.to_dicts() == [
+        {
+            "seed_id": "a1",
+            "cell_id": 4,
+            "slice": "day",
+            "grp": "drive-7",
+            "decision_point": True,
+            "k": 4,
+            "control_axis": "steer",
+            "control_value": 0.5,
+            "params": '{"speed": 3.5, "v": [1, 2]}',
+        },
+        {
+            "seed_id": "a2",
+            "cell_id": 4,
+            "slice": "day",
+            "grp": "a2",
+            "decision_point": False,
+            "k": None,
+            "control_axis": None,
+            "control_value": None,
+            "params": '{"speed": null}',
+        },
+    ]
+    assert (seeds.schema["cell_id"], seeds.schema["k"]) == (pl.Int32, pl.Int32)
+
+
+def test_csv_and_parquet_hold_the_same(tmp_path: Path) -> None:
+    """A CSV of text and a Parquet of typed columns with a struct give the same seeds as JSONL."""
+    records = [
+        {**GOOD, "k": 4, "decision_point": True, "params": {"v": 1}},
+        {**GOOD, "seed_id": "a2", "params": {"v": 2}},
+    ]
+    want = _check(_jsonl(tmp_path, *records))
+    frame = pl.DataFrame(records)
+    frame.write_parquet(tmp_path / "s.parquet")
+    (tmp_path / "s.csv").write_text(
+        'seed_id,light,scenario,k,decision_point,params\na1,day,cross,4,TRUE,"{""v"": 1}"\na2,day,cross,,,"{""v"": 2}"\n'
+    )
+    for name in ("s.csv", "s.parquet"):
+        got = _check(tmp_path / name)
+        assert got.drop("params").equals(want.drop("params")), name
+        assert [json.loads(p) for p in got["params"]] == [{"v": 1}, {"v": 2}], name
+
+
+def test_extra_keys_stay_what_they_are(tmp_path: Path) -> None:
+    """Keys without a meaning join the params: nested ones as objects, also the catalog calls its columns."""
+    seeds = _check(
+        _jsonl(tmp_path, {**GOOD, "ego": {"x": 1}, "way": [1, "a"], "row": 3, "cell": "c", "slice": 1, "prn": 2})
+    )
+    assert json.loads(seeds["params"][0]) == {
+        "ego": {"x": 1},
+        "way": [1, "a"],
+        "row": 3,
+        "cell": "c",
+        "slice": 1,
+        "prn": 2,
+    }
+
+
+def test_params_win_over_extra_keys(tmp_path: Path) -> None:
+    """A name that is both a key of its own and in the params keeps the params' value."""
+    seeds = _check(_jsonl(tmp_path, {**GOOD, "v": 1, "w": {"a": 1}, "params": {"v": 2, "w": {"a": 2}}}))
+    assert json.loads(seeds["params"][0]) == {"v": 2, "w": {"a": 2}}
+
+
+BAD = [
+    ({"light": "dayy"}, "1 seed(s): has an unknown light: row 2 b ('dayy'). Did you mean 'day'? Nothing was imported."),
+    ({"light": None}, "has an unknown light: row 2 b (None). Known: day, night."),
+    ({"scenario": "cros"}, "has an unknown scenario: row 2 b ('cros'). Did you mean 'cross'?"),
+    ({"seed_id": "a.b"}, "has an id that can't be a sample key: row 2 ('a.b'). An id is 1 to 64 of A-Z a-z 0-9 _ -"),
+    ({"seed_id": "a/b"}, "has an id that can't be a sample key: row 2 ('a/b')"),
+    ({"seed_id": ""}, "has an id that can't be a sample key: row 2 ('')"),
+    ({"seed_id": None}, "has an id that can't be a sample key: row 2 "),
+    ({"seed_id": "x" * 65}, "has an id that can't be a sample key: row 2 "),
+    ({"seed_id": "a1"}, "2 seed(s): has an id that comes twice: row 1 a1 ('a1'), row 2 a1 ('a1'). Ids must be unique."),
+    ({"seed_id": "old"}, "has an id that the catalog already holds: row 2 old ('old'). Give new seeds new ids"),
+    (
+        {"light": "night", "scenario": "cut_in"},
+        "lies in a cell declared infeasible: row 2 b (night/cut_in: never seen). Remove these seeds, or the "
+        "[[infeasible]] rule.",
+    ),
+    ({"k": 0}, "has a bad k: row 2 b (0). It must be a whole number from 1 to 255."),
+    ({"k": 256}, "has a bad k: row 2 b (256)"),
+    ({"k": 1.5}, "has a bad k: row 2 b (1.5)"),
+    ({"k": "many"}, "has a bad k: row 2 b ('many')"),
+    ({"decision_point": "maybe"}, "has a bad decision_point: row 2 b ('maybe'). Allowed: true, false."),
+    ({"control_value": "fast"}, "has a bad control_value: row 2 b ('fast'). It must be a finite number."),
+    ({"params": "{"}, "1 of 2 seeds have bad params (row 2: "),
+    ({"params": "[1]"}, "1 of 2 seeds have bad params (row 2: not an object)"),
+    ({"params": '{"x": NaN}'}, "1 of 2 seeds have bad params (row 2: NaN is no JSON number)"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), BAD, ids=[said[:50] for _, said in BAD])
+def test_bad_seeds_are_refused_with_their_row(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    """A seed that can't be planned with is named by file, row and value, with what would be right."""
+    path = _jsonl(tmp_path, GOOD, {**GOOD, "seed_id": "b", **change})
+    with pytest.raises(DistdataError) as caught:
+        _check(path, pl.Series(["old"]))
+    assert str(caught.value).startswith("s.jsonl: ")
+    assert said in str(caught.value)
+
+
+def test_many_bad_seeds_are_counted(tmp_path: Path) -> None:
+    """Three rows are shown and the rest is counted."""
+    path = _jsonl(tmp_path, *({**GOOD, "seed_id": f"s{i}", "light": "dusk"} for i in range(1500)))
+    with pytest.raises(DistdataError, match=r"1,500 seed\(s\): .*row 3 s2 \('dusk'\) and 1,497 more\."):
+        _check(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("s.xlsx", b"", "unknown ending '.xlsx'. Seeds are read from .parquet, .jsonl and .csv."),
+        ("s.jsonl", b"", "s.jsonl: holds no seed."),
+        ("s.jsonl", b"\n\n", "s.jsonl: holds no seed."),
+        ("s.csv", b"", "s.csv: can't be read"),
+        ("s.csv", b"seed_id,light,scenario\n", "s.csv: holds no seed."),
+        ("s.csv", b"seed,light,scenario\na,day,cross\n", "s.csv: column 'seed_id' is missing."),
+        ("s.jsonl", b'{"seed_id": "a"}\n{"seed_id": \n', "line 2: not valid JSON"),
+        ("s.jsonl", b"[1]\n", "line 1: a seed must be an object, got list."),
+        ("s.jsonl", b"\xff\xfe", "can't be read"),
+        ("s.parquet", b"PAR1", "can't be read"),
+        (
+            "s.jsonl",
+            b'{"seed_id": "a", "light": "day", "scenario": "cross", "v": 1}\n{"seed_id": "b", "v": "x"}',
+            "'v' is a number in one line and str in another. Give it one type, or put it into params.",
+        ),
+    ],
+)
+def test_unreadable_files_are_explained(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    """A file that holds no seeds, or can't be read, is named with its line where it has one."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DistdataError) as caught:
+        _check(tmp_path / name)
+    assert said in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    for name in ("no.csv", "no.jsonl", "no.parquet"):
+        with pytest.raises(DistdataError, match=f"{name}: not found"):
+            read_seed_file(tmp_path / name)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.permutations(range(8)))
+def test_order_of_rows_does_not_matter(order: list[int]) -> None:
+    """Permuted rows give the same seeds with the same permanent random numbers."""
+    raw = pl.DataFrame(
+        {
+            "seed_id": [f"s{i}" for i in range(8)],
+            "light": ["day", "night"] * 4,
+            "scenario": ["cross"] * 8,
+            "group": [f"g{i // 3}" for i in range(8)],
+            "k": [None, 1, 2, 3, 4, 5, 6, 7],
+            "v": list(range(8)),
+        }
+    )
+    straight = with_permanent_numbers(check_seeds(raw, CELLS, ["light"], NONE, "x"), "salt")
+    permuted = with_permanent_numbers(check_seeds(raw[order], CELLS, ["light"], NONE, "x"), "salt")
+    assert permuted.sort("seed_id").equals(straight.sort("seed_id"))
+    assert straight["prn"].to_list() == [unit_interval("prn", "salt", f"s{i}") for i in range(8)]

@@ -1,0 +1,281 @@
+"""What several test files share: tiny projects with an exact teacher, and what must be true of them when done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distdata.catalogs import store
+from distdata.catalogs.check import check_project
+from distdata.catalogs.manifests import read_manifest
+from distdata.catalogs.plans import SavedPlan, find_plan, load_plan
+from distdata.catalogs.project import Project
+from distdata.catalogs.register import catch_up
+from distdata.cycle import import_seed_file, init_project, plan_purchase, save_purchase
+from distdata.generate.run import RunResult, generate
+
+GENERATE_TESTS = Path(__file__).parent / "generate"
+PRICE = 0.25
+"""Dollars per draw of the tiny teacher: a power of two, so that sums are exact in any order."""
+
+CONFIG = """
+[project]
+name = "tiny"
+salt = "s1"
+storage = {storage}
+[axes.weather]
+values = ["clear", "rain"]
+[scenarios.cross]
+layer = "core"
+[scenarios.cut_in]
+layer = "long_tail"
+[bands]
+default = 0.1
+[splits]
+gate = 0
+confirm = 0
+[plan]
+k = 2
+[teacher]
+kind = "python"
+batch = {batch}
+timeout_s = {timeout_s}
+gpu_s_per_draw = 900.0
+[teacher.options]
+class = "tiny_teacher:Tiny"
+{options}
+[generate]
+{rules}
+"""
+
+
+class Silent:
+    """Shows no progress, and remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.n_draws = self.n_failed = 0
+        self.usd = 0.0
+
+    def begin(self, **_: Any) -> None: ...
+
+    def advance(self, n_draws: int, n_failed: int, usd: float) -> None:
+        self.n_draws += n_draws
+        self.n_failed += n_failed
+        self.usd += usd
+
+    def note(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Tiny:
+    """Builds tiny projects, runs them in this process, and looks at what came of them."""
+
+    PRICE = PRICE
+
+    def build(
+        self, root: Path, *, n_draws: int = 14, batch: int = 3, unit_draws: int | None = 6, timeout_s: float = 60.0,
+        storage: str = "data", spool: str = "auto", max_attempts: int = 3, plan: bool = True, **options: Any,
+    ) -> Project:  # fmt: skip
+        """Make a project with seeds and a saved plan of `n_draws`; `options` go to the tiny teacher."""
+        root.mkdir(parents=True)
+        rules = {"spool": spool, "max_attempts": max_attempts}
+        if unit_draws is not None:
+            rules["unit_draws"] = unit_draws
+        text = CONFIG.format(
+            storage=json.dumps(storage), batch=batch, timeout_s=timeout_s, options=_toml(options), rules=_toml(rules)
+        )  # fmt: skip
+        preset = root / "preset.toml"
+        preset.write_text(text)
+        init_project(root, str(preset))
+        shutil.copy(GENERATE_TESTS / "tiny_teacher.py", root / "tiny_teacher.py")
+        with open(root / "seeds.jsonl", "w") as f:
+            for i in range(n_draws + 4):  # every other seed is a decision point with two draws: more than enough
+                cell = {"weather": ("clear", "rain")[i % 2], "scenario": ("cross", "cut_in")[i // 2 % 2]}
+                f.write(json.dumps({"seed_id": f"s{i:05d}", "decision_point": i % 3 == 0, "params": {}, **cell}) + "\n")
+        project = Project.open(root)
+        import_seed_file(project, root / "seeds.jsonl")
+        if plan:
+            save_purchase(project, plan_purchase(project, budget=f"{n_draws}samples"))
+        return project
+
+    def copy(self, project: Project, root: Path) -> Project:
+        """Copy a project as it is on disk."""
+        shutil.copytree(project.root, root)
+        return Project.open(root)
+
+    def run(self, project: Project, **how: Any) -> RunResult:
+        """Run `generate` in this process."""
+        return generate(project, Silent(), engine="inprocess", **how)
+
+    def command(self, project: Project, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command line in a process of its own, as a user does."""
+        return subprocess.run(self.command_line(project, *arguments), capture_output=True, text=True, check=False, **how)
+
+    def command_line(self, project: Project, *arguments: str) -> list[str]:
+        """Return the command that `command` runs."""
+        main = "from distdata.cli import main; main()"
+        return [sys.executable, "-c", main, *arguments, "--project", str(project.root)]
+
+    def break_teacher(self, project: Project, kind: str, draws: list[tuple[str, int]] | None = None) -> None:
+        """Let the teacher fail on these draws (None: all); see tiny_teacher for the kinds."""
+        fault = {"kind": kind, "draws": None if draws is None else [list(d) for d in draws]}
+        (project.root / "fault.json").write_text(json.dumps(fault))
+
+    def heal_teacher(self, project: Project) -> None:
+        """Let the teacher answer well again."""
+        (project.root / "fault.json").unlink()
+
+    def calls(self, project: Project) -> list[tuple[str, int]]:
+        """List every request that the teacher was truly given, in order."""
+        path = project.root / "calls.log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(seed, int(k)) for seed, k in (line.split() for line in lines)]
+
+    def plan(self, project: Project) -> SavedPlan:
+        """Read the newest plan."""
+        return load_plan(project, find_plan(project, None))
+
+    def draws(self, project: Project) -> list[tuple[str, int]]:
+        """List the planned draws in order."""
+        table = self.plan(project).draws
+        return list(zip(table["seed_id"].to_pylist(), table["k"].to_pylist(), strict=True))
+
+    def manifest_rows(self, project: Project) -> list[dict[str, Any]]:
+        """Return the rows of all manifests, straight from the files."""
+        folder = self.plan(project).plan_id
+        names = [f.name for f in project.storage.list(folder) if f.name.endswith(".parquet")]
+        return [row for name in names for row in read_manifest(project.storage, name)[0].to_pylist()]
+
+    def shards(self, project: Project) -> dict[str, str]:
+        """Return the SHA-256 of every stored shard, by its name without the plan's folder."""
+        files = [f.name for f in project.storage.list(self.plan(project).plan_id) if f.name.endswith(".tar")]
+        return {name.partition("/")[2]: project.storage.sha256(name) for name in files}
+
+    def payloads(self, project: Project) -> dict[str, str]:
+        """Return the digest of every delivered sample's bytes, wherever they lie."""
+        return {r["sample_id"]: r["sha256"] for r in self.manifest_rows(project) if r["status"] == "ok"}
+
+    def sql(self, project: Project, query: str) -> list[tuple[Any, ...]]:
+        """Ask the catalog."""
+        with store.read(project.catalog_path) as con:
+            return con.sql(query).fetchall()
+
+    def spend(self, project: Project) -> tuple[float, float]:
+        """Return the dollars known and in doubt, as the catalog has them."""
+        return self.sql(project, "SELECT coalesce(sum(usd), 0), coalesce(sum(in_doubt_usd), 0) FROM units")[0]
+
+    def tables(self, project: Project) -> dict[str, list[str]]:
+        """Return every table of the catalog, its rows sorted."""
+        with store.read(project.catalog_path) as con:
+            names = [r[0] for r in con.sql("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall()]
+            return {n: sorted(map(repr, con.sql(f'SELECT * FROM "{n}"').fetchall())) for n in names}
+
+    def rebuilt_tables(self, project: Project) -> dict[str, list[str]]:
+        """Return what `tables` gives for a catalog made anew beside the present one."""
+        again = dataclasses.replace(project, catalog_name="again.duckdb")
+        catch_up(again)
+        tables = self.tables(again)
+        again.catalog_path.unlink()
+        return tables
+
+    def assert_whole(self, project: Project, shards: dict[str, str] | None, n_crashes: int, n_in_flight: int) -> None:
+        """Hold a finished project against "exactly once": see the messages for what is asserted.
+
+        `shards` are those of an uninterrupted run (None: any); `n_in_flight` bounds the draws asked for and
+        not yet answered at one moment.
+        """
+        planned = sorted(self.plan(project).draws["sample_id"].to_pylist())
+        committed = [r["sample_id"] for r in self.manifest_rows(project) if r["status"] == "ok"]
+        assert sorted(committed) == planned, "manifests hold every planned draw exactly once"
+        registered = [r[0] for r in self.sql(project, "SELECT sample_id FROM samples ORDER BY 1")]
+        assert registered == planned, "the catalog holds every planned draw exactly once"
+        if shards is not None:
+            assert self.shards(project) == shards, "shards have the bytes of an uninterrupted run, and no others lie about"
+        self.assert_tidy(project)
+        found = check_project(project)
+        assert (found.damaged, found.unreferenced, found.n_samples) == ([], [], len(planned)), "`catalog check` is clean"
+        assert self.rebuilt_tables(project) == self.tables(project), "a rebuilt catalog has equal tables"
+        self.assert_spend(project, n_crashes, n_in_flight)
+
+    def assert_tidy(self, project: Project) -> None:
+        """Assert that no half-built file and no spool is left."""
+        folders = [project.root, Path(str(project.storage.root))]
+        left = {str(p) for folder in folders for p in folder.rglob("*") if p.name.startswith(".tmp-")}
+        assert left == set(), "no temporary file is left"
+        spooled = {p.name for p in project.spool_dir.iterdir()}
+        assert spooled <= {"generate.lock", "ray.log"}, "no spool and no lock of a unit is left"
+
+    def assert_spend(self, project: Project, n_crashes: int, n_in_flight: int) -> None:
+        """Assert known <= true <= known + in doubt <= known + what was in flight at the crashes."""
+        known, doubt = self.spend(project)
+        price = self.sql(project, "SELECT max(usd) FROM samples")[0][0]
+        true = price * len(self.calls(project))
+        assert known <= true <= known + doubt or price == 0, f"{known} <= {true} <= {known} + {doubt}"
+        assert doubt <= price * n_in_flight * n_crashes, "in doubt is at most what was in flight"
+        if n_crashes == 0:
+            assert known == true, "without a crash the spend is known"
+
+
+class Crashes:
+    """Runs commands in processes that are killed at their n-th effect (see generate/crash_server.py)."""
+
+    def __init__(self) -> None:
+        script = GENERATE_TESTS / "crash_server.py"
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        self._server = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )  # fmt: skip
+
+    def run(
+        self, project: Project, stop_at: int | None = None, *, do: str = "generate", mode: str = "missing",
+        target_bytes: int = 0,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Run until the `stop_at`-th effect, or to the end: killed, code, effects seen, error."""
+        job = {"root": str(project.root), "do": do, "mode": mode, "stop_at": stop_at, "target_bytes": target_bytes}
+        assert self._server.stdin and self._server.stdout, "both are pipes"
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._server.stdout.readline())
+        return answer
+
+    def finish(self, project: Project, **how: Any) -> list[str]:
+        """Run to the end and return the effects; anything but success fails the test."""
+        done = self.run(project, None, **how)
+        assert done["code"] == 0, f"did not finish: {done}"
+        return list(done["effects"])
+
+    def close(self) -> None:
+        """Stop the server."""
+        assert self._server.stdin and self._server.stdout, "both are pipes"
+        self._server.stdin.close()
+        self._server.wait(timeout=30)
+        self._server.stdout.close()
+
+
+def _toml(values: dict[str, Any]) -> str:
+    return "\n".join(f"{k} = {json.dumps(v)}" for k, v in values.items())
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    """Hand out the builder of tiny projects."""
+    return Tiny()
+
+
+@pytest.fixture(scope="module")
+def crashes() -> Iterator[Crashes]:
+    """Hand out a server of processes that get killed at a named effect."""
+    server = Crashes()
+    yield server
+    server.close()

@@ -359,7 +359,7 @@ def _run_words(project: Project, done: RunResult, before: dict[str, int]) -> str
 
 @app.command()
 def compact(
-    target_mb: Annotated[float, typer.Option(help="Size of a joined shard, in megabytes.", min=1)] = 256,
+    target_mb: Annotated[float, typer.Option(help="Size of a joined shard, in megabytes.", min=1, max=1e6)] = 256,
     dry_run: DryRun = False,
     project: ProjectDir = Path(),
     as_json: AsJson = False,

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from distdata.catalogs.protocol import Draw, MemberSpec, Request, TeacherInfo
 from distdata.catalogs.project import Project
+from distdata.catalogs.protocol import Draw, MemberSpec, Request, TeacherInfo
 from distdata.cycle import import_seed_file, init_project, plan_purchase, save_purchase
 from distdata.generate.run import generate
 

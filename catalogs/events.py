@@ -102,6 +102,14 @@ def read_table(event: Event) -> tuple[pa.Table, dict[str, Any]]:
         raise DistdataError(f"{event.path}: damaged ({e}). Restore this file from a backup.") from None
 
 
+def plan_of(event: Event) -> dict[str, Any]:
+    """Read the header of a plan from its event."""
+    header = read_json(event)
+    if "plan_id" not in header:
+        raise DistdataError(f"{event.path}: damaged (it has no plan_id). Restore this file from a backup.")
+    return header
+
+
 def read_json(event: Event) -> dict[str, Any]:
     """Read a JSON event back."""
     try:

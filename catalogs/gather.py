@@ -200,7 +200,8 @@ def catalog_facts(project: Project) -> dict[str, Any]:
         axes = con.execute("SELECT axis, count(*) FROM axes GROUP BY axis ORDER BY min(position)").fetchall()
         cells = store.first(
             con.execute(
-                "SELECT count(*), count(*) FILTER (feasible), count(DISTINCT slice), count(DISTINCT scenario) FROM cells"
+                """SELECT count(*), count(*) FILTER (feasible), count(DISTINCT slice), count(DISTINCT scenario)
+                FROM cells"""
             )
         )
         seeds = con.execute("SELECT split, count(*) FROM seeds GROUP BY ALL ORDER BY 1").fetchall()

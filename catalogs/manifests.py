@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from .errors import DistdataError
+from .files import disk_errors
 from .events import read_sealed, write_sealed
 from .storage import Storage
 
@@ -102,7 +103,7 @@ def write_manifest(storage: Storage, columns: dict[str, Any], summary: UnitSumma
     table = pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
     path = storage.build_path(summary.manifest)
     try:
-        with open(path, "wb") as f:
+        with disk_errors(path), open(path, "wb") as f:
             write_sealed(table, asdict(summary), f)
             storage.commit(f, path, summary.manifest, "manifest", exclusive=True)
     finally:

@@ -13,7 +13,7 @@ from .compact import TARGET_BYTES, Group, ShardPart, join_shards, plan_compactio
 from .effects import effect
 from .errors import DistdataError
 from .events import append_table
-from .files import exclusive_lock
+from .files import disk_errors, exclusive_lock
 from .hashing import bytes_hash
 from .project import Project
 from .register import catch_up
@@ -117,7 +117,7 @@ def _join(project: Project, plan_id: str, group: Group, units: list[_Unit]) -> l
     name = f"{plan_id}/pack-{digest}.tar"
     path = storage.build_path(name)
     try:
-        with open(path, "wb") as f:
+        with disk_errors(path), open(path, "wb") as f:
             joined = join_shards(group.parts, f)
             storage.commit(f, path, name, "pack")
     finally:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from . import store
 from .effects import effect
 from .errors import BusyError, DistdataError
-from .events import Event, list_events, read_json, read_table
+from .events import Event, list_events, plan_of, read_table
 from .files import TMP_PREFIX, check_digests, is_locked
 from .manifests import UnitSummary, attempt_order, read_manifest
 from .project import Project
@@ -117,8 +117,7 @@ def register_manifests(project: Project, names: Sequence[str], wait_s: float) ->
 
 def _missing(project: Project, wait_s: float = store.READ_WAIT_S) -> tuple[list[Event], list[str]]:
     on_disk = list_events(project.events_dir)
-    plan_ids = [e.path for e in on_disk if e.kind == "plan"]
-    folders = [read_json(Event(0, "plan", p))["plan_id"] for p in plan_ids]
+    folders = [plan_of(e)["plan_id"] for e in on_disk if e.kind == "plan"]
     found = [f.name for d in dict.fromkeys(folders) for f in project.storage.list(d) if f.name.endswith(".parquet")]
     names = sorted(found, key=attempt_order)  # a repair must come after what it replaces, in whichever batch
     if not project.catalog_path.exists():
@@ -166,7 +165,7 @@ def _apply_import(con: duckdb.DuckDBPyConnection, _project: Project, event: Even
 
 
 def _apply_plan(con: duckdb.DuckDBPyConnection, project: Project, event: Event) -> None:
-    header = read_json(event)
+    header = plan_of(event)
     cells = _plan_cells(project.plans_dir / header["plan_id"], header)
     _make_way_for_same_plan(con, header["plan_id"], event.number)
     row = {k: header[k] for k in (

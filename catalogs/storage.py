@@ -45,9 +45,9 @@ class Storage:
 
     def build_path(self, name: str) -> Path:
         """Return the unused local path at which to build the file `name` before `commit`."""
-        if self.root is not None:
-            return temporary_beside(self.root / name)
-        return temporary_beside(self._scratch / Path(name).name)
+        path = self._scratch / Path(name).name if self.root is None else self.root / name
+        with disk_errors(path):
+            return temporary_beside(path)
 
     def commit(self, built: BinaryIO, built_path: Path, name: str, point: str, *, exclusive: bool = False) -> None:
         """Sync the open file `built` (at `built_path`) and make it appear as `name`, whole or not at all.

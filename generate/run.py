@@ -24,6 +24,7 @@ from ..catalogs.plans import SavedPlan, find_plan, load_plan
 from ..catalogs.project import Project
 from ..catalogs.protocol import MemberSpec, TeacherInfo
 from ..catalogs.register import Registrar, catch_up
+from .run_unit import RunRules
 from .spool import Answer
 from .tasks import (
     FrozenUnits,
@@ -37,7 +38,6 @@ from .tasks import (
     unit_bounds,
 )  # fmt: skip
 from .teachers.registry import make_teacher, teacher_info
-from .run_unit import RunRules
 from .worker import Worker, WorkerSpec
 
 INPROCESS_BELOW_S = 60.0
@@ -314,7 +314,8 @@ class _Run:
             why = answers[0]
             raise DistdataError(
                 f"teacher {self._spec.info.id}: the first {len(answers)} draws all failed; the first one: "
-                f"{why.failure}: {why.reason}. Nothing was committed; fix the teacher and run `distdata generate` again."
+                f"{why.failure}: {why.reason}. Nothing was committed; fix the teacher and run "
+                "`distdata generate` again."
             )
         gpu_s = sum(a.gpu_s for a in good) / len(good)
         n_bytes = sum(len(b) for a in good for _, b in a.members or ()) / len(good)
@@ -392,8 +393,8 @@ class _Run:
         if n_seen < pending.n_tasks:
             raise DistdataError(
                 f"plan {self._plan.plan_id}: {pending.n_tasks - n_seen} of {pending.n_tasks} units killed their "
-                "worker twice and were given up for now; the others are committed. Look at the teacher's memory use, and run "
-                "`distdata generate` again."
+                "worker twice and were given up for now; the others are committed. Look at the teacher's memory "
+                "use, and run `distdata generate` again."
             )
 
     def _summaries(self, pending: _Pending) -> Iterator[UnitSummary]:
@@ -419,8 +420,8 @@ class _Run:
             self._registrar.flush(REGISTER_AT_END_S)
             raise DistdataError(
                 f"plan {summary.plan_id}: all {summary.n_failed} draws of unit {summary.unit} failed, so the run was "
-                f"stopped before it costs more. {_reasons(self._project, summary)} Fix the teacher, run `distdata generate` "
-                "to go on, and `distdata generate --retry-failed` for these."
+                f"stopped before it costs more. {_reasons(self._project, summary)} Fix the teacher, run "
+                "`distdata generate` to go on, and `distdata generate --retry-failed` for these."
             )
 
 

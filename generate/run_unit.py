@@ -19,7 +19,7 @@ import numpy as np
 
 from ..catalogs.check import damaged_entries, manifest_entries
 from ..catalogs.codec import check_member, encode_members
-from ..catalogs.files import exclusive_lock
+from ..catalogs.files import disk_errors, exclusive_lock
 from ..catalogs.hashing import bytes_hash
 from ..catalogs.manifests import SCHEMA_VERSION, UnitSummary, manifest_name, read_manifest, unit_stem, write_manifest
 from ..catalogs.protocol import Draw, Failure, Member, MemberSpec, Request, TeacherInfo
@@ -403,7 +403,7 @@ def _write_shard(
     stem = f"{task.plan_id}/{unit_stem(task.unit, task.attempt)}"
     path = storage.build_path(f"{stem}.tar")
     try:
-        with open(path, "wb") as f:
+        with disk_errors(path), open(path, "wb") as f:
             writer = ShardWriter(f, digests="samples")
             for sample_id, members in good:
                 writer.add(sample_id, members)

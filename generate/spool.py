@@ -176,7 +176,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any], bytes]]:
         while at + _FRAME.size <= size:
             n_head, n_body, crc = _FRAME.unpack(f.read(_FRAME.size))
             stop = at + _FRAME.size + n_head + n_body
-            if stop > size:
+            if stop > size or n_head == 0:  # zeros, as a power cut leaves them, would pass the checksum
                 return
             data = f.read(n_head + n_body)
             if zlib.crc32(data) != crc:

@@ -9,6 +9,8 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from distdata.catalogs.pictures import (
     EGO,
     GROUND,
@@ -23,7 +25,6 @@ from distdata.catalogs.pictures import (
     outcome_colours,
     png_data_uri,
 )
-from PIL import Image
 
 SVG = "{http://www.w3.org/2000/svg}"
 

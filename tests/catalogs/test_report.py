@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from distdata.catalogs.pictures import OUTCOME_COLOURS, camera_strip, lidar_bev
 from distdata.catalogs.report import (
     CoverageCell,
@@ -25,7 +27,6 @@ from distdata.catalogs.report import (
 )
 from distdata.catalogs.report_heatmap import FULL_ROWS, HIDDEN_ROWS, heatmap, shade
 from distdata.catalogs.report_style import DARK, LIGHT
-from PIL import Image
 
 VOID = {"meta", "img", "link", "wbr", "br"}
 

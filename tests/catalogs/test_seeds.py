@@ -80,7 +80,8 @@ def test_csv_and_parquet_hold_the_same(tmp_path: Path) -> None:
     frame = pl.DataFrame(records)
     frame.write_parquet(tmp_path / "s.parquet")
     (tmp_path / "s.csv").write_text(
-        'seed_id,light,scenario,k,decision_point,params\na1,day,cross,4,TRUE,"{""v"": 1}"\na2,day,cross,,,"{""v"": 2}"\n'
+        "seed_id,light,scenario,k,decision_point,params\n"
+        'a1,day,cross,4,TRUE,"{""v"": 1}"\na2,day,cross,,,"{""v"": 2}"\n'
     )
     for name in ("s.csv", "s.parquet"):
         got = _check(tmp_path / name)
@@ -89,18 +90,10 @@ def test_csv_and_parquet_hold_the_same(tmp_path: Path) -> None:
 
 
 def test_extra_keys_stay_what_they_are(tmp_path: Path) -> None:
-    """Keys without a meaning join the params: nested ones as objects, also the catalog calls its columns."""
-    seeds = _check(
-        _jsonl(tmp_path, {**GOOD, "ego": {"x": 1}, "way": [1, "a"], "row": 3, "cell": "c", "slice": 1, "prn": 2})
-    )
-    assert json.loads(seeds["params"][0]) == {
-        "ego": {"x": 1},
-        "way": [1, "a"],
-        "row": 3,
-        "cell": "c",
-        "slice": 1,
-        "prn": 2,
-    }
+    """Keys without a meaning join the params: nested ones as objects, and whatever the catalog calls its columns."""
+    extra = {"ego": {"x": 1}, "way": [1, "a"], "row": 3, "cell": "c", "slice": 1, "prn": 2}
+    seeds = _check(_jsonl(tmp_path, {**GOOD, **extra}))
+    assert json.loads(seeds["params"][0]) == extra
 
 
 def test_params_win_over_extra_keys(tmp_path: Path) -> None:

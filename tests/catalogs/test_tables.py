@@ -7,6 +7,7 @@ import re
 from decimal import Decimal
 
 import pytest
+
 from distdata.catalogs.tables import (
     CoverageCell,
     PlanRow,

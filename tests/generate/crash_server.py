@@ -11,11 +11,19 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy.random
+import pandas
+import pyarrow.dataset
+
 from distdata.catalogs import packing, register
 from distdata.catalogs.effects import observe
 from distdata.catalogs.errors import DistdataError
 from distdata.catalogs.project import Project
 from distdata.generate import run
+from distdata.generate.teachers import registry
+
+LOADED = (numpy.random, pandas, pyarrow.dataset, registry)
+"""What a run would otherwise import in every child."""
 
 register.FLUSH_EVERY_S = 0.0  # register every unit by itself: more places to stop at, the same in every run
 

@@ -18,7 +18,7 @@ KINDS = {
     # costs nothing, so nothing but the probe is spooled
     "free": {"joint": True, "price": 0.0},
 }
-N_PAIRS_QUICK = 12
+N_PAIRS_QUICK = 5
 FORMS = [
     pytest.param(False, id="quick"),
     pytest.param(True, id="all-pairs", marks=pytest.mark.prove),
@@ -26,9 +26,15 @@ FORMS = [
 
 
 @pytest.fixture(params=KINDS)
-def planned(request: pytest.FixtureRequest, tiny: Any, tmp_path: Path) -> Any:
-    """A project with a saved plan of three units, for each kind of teacher."""
-    return tiny.build(tmp_path / "planned", batch=BATCH, **KINDS[request.param])
+def kind(request: pytest.FixtureRequest) -> Any:
+    """Each kind of teacher in turn."""
+    return request.param
+
+
+@pytest.fixture
+def planned(kind: str, tiny: Any, tmp_path: Path) -> Any:
+    """A project with a saved plan of two units of two batches."""
+    return tiny.build(tmp_path / "planned", n_draws=8, unit_draws=4, batch=BATCH, **KINDS[kind])
 
 
 def test_effects_are_those_we_think(planned: Any, tiny: Any, crashes: Any) -> None:
@@ -41,21 +47,23 @@ def test_effects_are_those_we_think(planned: Any, tiny: Any, crashes: Any) -> No
     }  # fmt: skip
     assert set(seen) == wanted
     n_units = seen.count("manifest.rename")
-    assert n_units == 3
+    assert n_units == 2
     assert seen.count("register.done") == n_units
     tiny.assert_whole(planned, None, 0, BATCH)
     assert sorted(tiny.calls(planned)) == sorted(tiny.draws(planned)), "each draw is asked for once"
 
 
 @pytest.mark.parametrize("all_pairs", FORMS)
-def test_killed_at_any_effect(all_pairs: bool, planned: Any, tiny: Any, crashes: Any, tmp_path: Path) -> None:
+def test_killed_at_any_effect(all_pairs: bool, kind: str, planned: Any, tiny: Any, crashes: Any, tmp_path: Path) -> None:
     """Killed at any one effect, and at pairs in sequence, a run resumes to what it would have been."""
     whole = tiny.copy(planned, tmp_path / "whole")
-    n_effects = len(crashes.finish(whole))
-    shards = tiny.shards(whole)
+    effects = crashes.finish(whole)
+    shards, n_effects = tiny.shards(whole), len(effects)
+    # the second unit has no effect that the first one lacks: the quick form goes there for one kind only
+    n_first = n_effects if all_pairs or kind == "joint" else effects.index("register.done") + 1
     pairs = random.Random(5)
-    second = {i: [] for i in range(1, n_effects + 1)}
-    for i in pairs.choices(range(1, n_effects), k=0 if all_pairs else N_PAIRS_QUICK):
+    second: dict[int, list[int]] = {i: [] for i in range(1, n_first + 1)}
+    for i in pairs.choices(range(1, n_first), k=0 if all_pairs else N_PAIRS_QUICK):
         second[i].append(pairs.randint(1, n_effects - i))
     n_done = 0
     for i in second:
@@ -72,18 +80,18 @@ def test_killed_at_any_effect(all_pairs: bool, planned: Any, tiny: Any, crashes:
                 shutil.rmtree(twice.root)
                 break
             crashes.finish(twice)
-            _check(tiny, twice, shards, 2)
+            _check(tiny, twice, shards, 2, light=not all_pairs and n_done % 5 > 0)
             n_done += 1
             shutil.rmtree(twice.root)
         crashes.finish(once)
-        _check(tiny, once, shards, 1)
+        _check(tiny, once, shards, 1, light=not all_pairs and n_done % 5 > 0)
         n_done += 1
         shutil.rmtree(once.root)
-    assert n_done >= n_effects + (0 if not all_pairs else n_effects), "kills did land"
+    assert n_done > n_first, "kills did land, some of them in pairs"
 
 
-def _check(tiny: Any, project: Any, shards: dict[str, str], n_crashes: int) -> None:
-    tiny.assert_whole(project, shards, n_crashes, BATCH)
+def _check(tiny: Any, project: Any, shards: dict[str, str], n_crashes: int, *, light: bool) -> None:
+    tiny.assert_whole(project, shards, n_crashes, BATCH, light=light)
     n_asked, n_planned = len(tiny.calls(project)), len(tiny.draws(project))
     if tiny.spend(project)[0] > 0:
         # what was answered before a kill is not asked again: only what was in flight can be

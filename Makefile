@@ -1,7 +1,7 @@
 # make demo    set up, then run the main job on the bundled world and write demo/report.html
 # make test    set up, check style and types, run every test but the long proofs
 # make prove   the long statistical and crash proofs
-# make bench   all benchmarks, or one: make bench NAME=plan [SIZE=small]
+# make bench   all benchmarks, or one: make bench NAME=shards_write [SIZE=small]
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin

@@ -254,7 +254,7 @@ def plan(
         budget = str(same[-1]["budget"])
     bought = plan_purchase(
         here, budget=budget, purpose=purpose, policy=policy, boosts=parse_boosts(boost or []),  # type: ignore[arg-type]
-        allow_undecidable=allow_undecidable,
+        allow_undecidable=allow_undecidable, dry_run=dry_run or explain is not None,
     )  # fmt: skip
     if explain is not None:
         lines = explain_plan(bought.plan, explain)
@@ -319,7 +319,7 @@ def generate(
     here = _open(project)
     mode = choose_mode(retry_failed=retry_failed, repair=repair, only_started=only_started)
     if dry_run:
-        facts = outlook(here, plan_id)
+        facts = outlook(here, plan_id=plan_id, engine=engine, workers=workers, address=address, mode=mode)  # type: ignore[arg-type]
         _emit(as_json, facts, lambda: "\n".join(f"{k:<12}{v}" for k, v in facts.items()))
         return
     before = kept_by_cell(here)

@@ -13,11 +13,12 @@ import polars as pl
 
 from .catalogs.config import CONFIG_NAME, Policy, parse_config
 from .catalogs.errors import DistdataError
+from .catalogs.events import append_json
 from .catalogs.files import exclusive_lock, write_atomic
 from .catalogs.gather import gather_report
 from .catalogs.hashing import content_hash
-from .catalogs.intake import ImportResult, define_cells, import_file, import_seeds
-from .catalogs.plans import PlanInputs, open_plans, planning_inputs, save_plan
+from .catalogs.intake import ImportResult, changed_cells, define_cells, import_file, import_seeds
+from .catalogs.plans import PlanInputs, catalog_state, open_plans, planning_inputs, save_plan
 from .catalogs.project import Project
 from .catalogs.protocol import TeacherInfo
 from .catalogs.register import catch_up
@@ -27,6 +28,7 @@ from .catalogs.tables import PlanRow
 from .curate.export_hf import Layout, export_hf
 from .curate.push_hub import push_to_hub
 from .generate.presets import load_preset
+from .generate.spool import leftover
 from .generate.teachers.registry import make_seeds, make_teacher, teacher_info
 from .stratify.budget import parse_budget
 from .stratify.plan import make_plan
@@ -39,11 +41,15 @@ SAY_EVERY_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purchase:
-    """A plan with what it would be saved as. `known` says that the very same plan is saved already."""
+    """A plan with what it would be saved as. `known` says that the very same plan is saved already.
+
+    `state` is the catalog that the plan was computed from: (plans, units, imports) in it.
+    """
 
     plan: Plan
     header: dict[str, Any]
     known: bool
+    state: tuple[int, ...]
 
     @property
     def plan_id(self) -> str:
@@ -102,17 +108,23 @@ def plan_purchase(
     policy: Policy | None = None,
     boosts: Mapping[str, float] | None = None,
     allow_undecidable: bool = False,
+    dry_run: bool = False,
 ) -> Purchase:
-    """Decide what to buy, from the catalog as it is; nothing is written but a changed cell table.
+    """Decide what to buy, from the catalog as it is. A changed cell table is written, unless it is a `dry_run`.
 
     Raises:
         DistdataError: a bad budget, floors it can't cover, cells without seeds, slices without gate groups,
             or a money budget while no cost per draw is known.
     """
-    define_cells(project)
+    changed = None
+    if dry_run:
+        changed = changed_cells(project)
+    else:
+        define_cells(project)
+    state = catalog_state(project)
     rules, splits = project.config.plan, project.config.splits
     info = teacher_info(make_teacher(project.config.teacher, project.root), project.config.teacher)
-    inputs = planning_inputs(project, info.content_hash)
+    inputs = planning_inputs(project, info.content_hash, purpose, changed[0] if changed else None)
     request = PlanRequest(
         purpose=purpose,
         budget=parse_budget(budget),
@@ -148,7 +160,7 @@ def plan_purchase(
         "gpu_s": plan.gpu_s,
         "supersedes": [p["plan_id"] for p in earlier if p["purpose"] == purpose and p["plan_id"] != identity],
     }
-    return Purchase(plan=plan, header=header, known=any(p["plan_id"] == identity for p in earlier))
+    return Purchase(plan=plan, header=header, known=any(p["plan_id"] == identity for p in earlier), state=state)
 
 
 def _rates(project: Project, request: PlanRequest, info: TeacherInfo, inputs: PlanInputs) -> Rates:
@@ -178,17 +190,40 @@ def save_purchase(project: Project, purchase: Purchase) -> bool:
         f"{project.root}: process {{holder}} is generating here. Wait for it, or stop it with Ctrl-C, then plan again."
     )
     with exclusive_lock(project.spool_dir / "generate.lock", busy):
-        for old in purchase.header["supersedes"]:
-            paid = list(project.spool_dir.glob(f"{old}-*.spool"))
-            if paid:
-                raise DistdataError(
-                    f"plan {old} was interrupted with paid answers in {len(paid)} unfinished unit(s). Run "
-                    "`distdata generate --only-started` to finish just these; they then count as credit here."
-                )
+        catch_up(project)
+        if catalog_state(project) != purchase.state:
+            raise DistdataError(
+                "plan: the catalog changed while this plan was computed (a plan, an import or a generation in another "
+                "process). Nothing was saved; run the same command again."
+            )
+        for old in open_plans(project):
+            if old["plan_id"] in purchase.header["supersedes"]:
+                _settle_spools(project, old, purchase.header["teacher_hash"])
         draws = purchase.plan.draws.rename({"k_total": "n_k"})
         save_plan(project, purchase.header, purchase.plan.cells, draws)
     catch_up(project)
     return True
+
+
+def _settle_spools(project: Project, old: Mapping[str, Any], teacher_hash: str) -> None:
+    """Refuse to supersede a plan with usable answers in its spools; write off what can't be used any more."""
+    paths = sorted(project.spool_dir.glob(f"{old['plan_id']}-unit-*.spool"))
+    left = leftover(paths)
+    if left.n_good and old["teacher_hash"] == teacher_hash:
+        raise DistdataError(
+            f"plan {old['plan_id']} was interrupted with {left.n_good} paid answers in {len(paths)} unfinished unit(s). Run "
+            f"`distdata generate --plan {old['plan_id']} --only-started` to finish just these; they then count as "
+            "credit here."
+        )
+    if left.known_usd or left.in_doubt_usd:
+        note = f"{left.n_good} answers of another teacher version, never committed" if left.n_good else "failed draws"
+        append_json(
+            project.events_dir, "spend",
+            {"plan_id": old["plan_id"], "known_usd": left.known_usd, "in_doubt_usd": left.in_doubt_usd,
+             "gpu_s": left.gpu_s, "note": note},
+        )  # fmt: skip
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def parse_boosts(texts: list[str]) -> dict[str, float]:

@@ -105,18 +105,18 @@ def _copy_samples(part: ShardPart, out: BinaryIO, whole: hashlib._Hash) -> int:
     try:
         source = open(part.path, "rb", buffering=0)  # noqa: SIM115 - closed below; the opening alone is guarded
     except FileNotFoundError:
-        raise DistdataError(f"{part.path}: the shard to join is missing. Run `distdata verify` first.") from None
+        raise DistdataError(f"{part.path}: the shard to join is missing. Run `distdata catalog check` first.") from None
     with source:
         size = source.seek(0, 2)
         if size != part.n_bytes:
             raise DistdataError(
-                f"{part.path}: {size:,} bytes, its manifest says {part.n_bytes:,}. Run `distdata verify` first."
+                f"{part.path}: {size:,} bytes, its manifest says {part.n_bytes:,}. Run `distdata catalog check` first."
             )
         source.seek(0)
         while left > 0:
             data = source.read(min(left, _COPY_BYTES))
             if not data:
-                raise DistdataError(f"{part.path}: shrank while it was read. Run `distdata verify` first.")
+                raise DistdataError(f"{part.path}: shrank while it was read. Run `distdata catalog check` first.")
             out.write(data)
             whole.update(data)
             if own is not None:
@@ -124,12 +124,12 @@ def _copy_samples(part: ShardPart, out: BinaryIO, whole: hashlib._Hash) -> int:
             left -= len(data)
         end = source.read()
     if end != END_OF_ARCHIVE:
-        raise DistdataError(f"{part.path}: does not end like a shard. Run `distdata verify` first.")
+        raise DistdataError(f"{part.path}: does not end like a shard. Run `distdata catalog check` first.")
     if own is not None:
         own.update(end)
         if own.hexdigest() != part.sha256:
             raise DistdataError(
                 f"{part.path}: sha256 {own.hexdigest()[:16]}, its manifest says {part.sha256[:16]}. "
-                "Run `distdata verify` to see which samples are damaged; nothing was joined."
+                "Run `distdata catalog check` to see which samples are damaged; nothing was joined."
             )
     return part.n_bytes - len(END_OF_ARCHIVE)

@@ -21,72 +21,19 @@ Band = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 When = dict[str, str | list[str]]
 
-AXIS_COLUMNS_TAKEN = frozenset(
-    [
-        "cell_id",
-        "cell",
-        "slice",
-        "scenario",
-        "layer",
-        "feasible",
-        "reason",
-        "band",
-        "band_source",
-        "fleet_share",
-        "seed_id",
-        "k",
-        "params",
-        "group",
-        "grp",
-        "split",
-        "prn",
-        "outcome",
-        "plan_id",
-        "unit",
-        "sample_id",
-        "kind",
-        "target",
-        "credit",
-        "planned",
-        "generated",
-        "kept",
-        "failed",
-        "deficit",
-        "usd",
-        "known_usd",
-        "in_doubt_usd",
-        "gpu_s",
-        "bytes",
-        "weight",
-        "teacher",
-        "purpose",
-        "share",
-        "decision_point",
-        "size",
-        "shard",
-        "offset",
-        "duration_s",
-        "n_seeds",
-        "n_draws",
-        "pi",
-        "seeds",
-        "effective_n",
-        "attempt",
-        "control_axis",
-        "control_value",
-        "credited",
-        "failure",
-        "gpu_h",
-        "n_bytes",
-        "n_k",
-        "row",
-        "source",
-        "teacher_hash",
-        "teacher_version",
-        "tries",
-    ]
-)
-"""Column names of the catalog's views and of seed files; an axis can't be called like one of them."""
+AXIS_COLUMNS_TAKEN = frozenset([
+    "attempt", "axes", "axis", "band", "band_source", "budget", "bytes", "ceiling", "cell", "cell_id",
+    "control_axis", "control_value", "created", "credit", "credited", "decision_point", "deficit", "duration_s",
+    "effective_n", "failed", "failure", "feasible", "file", "fleet_share", "floor", "fresh", "generated", "gpu_h",
+    "gpu_s", "group", "grp", "import_id", "in_doubt_usd", "k", "kept", "kind", "known_usd", "layer", "manifest",
+    "mark", "n_bytes", "n_draws", "n_failed", "n_frame", "n_k", "n_ok", "n_seeds", "n_taken", "note", "number",
+    "offset", "outcome", "params", "pi", "plan_id", "plan_no", "planned", "policy", "position", "prn", "purpose",
+    "reason", "rng_seed", "row", "sample_id", "scenario", "seed_id", "seeds", "sha256", "shard", "shard_bytes",
+    "shard_digest", "shard_offset", "share", "size", "slice", "source", "split", "superseded_by", "target",
+    "teacher", "teacher_hash", "teacher_version", "tries", "unit", "usd", "value", "value_position", "wall_s",
+    "weight", "weight_sq_sum", "weight_sum",
+])  # fmt: skip
+"""Column names of the catalog's tables and views, of seed files and of a sample's meta.json: no axis may have one."""
 
 
 class _Strict(BaseModel):
@@ -194,6 +141,7 @@ class TeacherConfig(_Strict):
     timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     usd_per_gpuh: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     gpu_s_per_draw: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    capture: list[Name] = []
     options: dict[str, Any] = {}
 
 

@@ -20,7 +20,7 @@ from .errors import DistdataError
 from .files import exclusive_lock, write_atomic
 from .hashing import content_hash
 
-_NAME = re.compile(r"^(\d{8})-(cells|import|plan|compact)\.(parquet|json)$")
+_NAME = re.compile(r"^(\d{8})-(cells|import|plan|compact|spend)\.(parquet|json)$")
 _META = b"distdata"
 _CHECK = b"distdata-check"
 LOCK_WAIT_S = 10.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -51,6 +52,20 @@ def define_cells(project: Project) -> bool:
         DistdataError: the change would orphan seeds (an axis added or removed, or a value in use removed).
     """
     catch_up(project)
+    changed = changed_cells(project)
+    if changed is None:
+        return False
+    cells, meta = changed
+    append_table(project.events_dir, "cells", cells.to_arrow(), meta)
+    catch_up(project)
+    return True
+
+
+def changed_cells(project: Project) -> tuple[pl.DataFrame, dict[str, Any]] | None:
+    """Compute the cell table that distdata.toml now asks for, with its event's meta data; None when it is in force.
+
+    Raises DistdataError as `define_cells` does.
+    """
     last = [e for e in list_events(project.events_dir) if e.kind == "cells"]
     counts: dict[str, int] = {}
     known: dict[str, int] = {}
@@ -72,7 +87,7 @@ def define_cells(project: Project) -> bool:
         meta = {}
     fingerprint = _fingerprint(project, counts)
     if last and meta["fingerprint"] == fingerprint:
-        return False
+        return None
     cells = build_cells(project.config, known, counts, project.root)
     orphans = {c: n for c, n in counts.items() if c not in set(cells["cell"])}
     if orphans:
@@ -82,9 +97,7 @@ def define_cells(project: Project) -> bool:
             "or scenario type, and declare its cells [[infeasible]] if nothing shall be bought there."
         )
     axes = [[name, axis.values] for name, axis in project.config.axes.items()]
-    append_table(project.events_dir, "cells", cells.to_arrow(), {"axes": axes, "fingerprint": fingerprint})
-    catch_up(project)
-    return True
+    return cells, {"axes": axes, "fingerprint": fingerprint}
 
 
 def _fingerprint(project: Project, counts: dict[str, int]) -> str:

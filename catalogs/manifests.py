@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from .errors import DistdataError
-from .files import disk_errors
 from .events import read_sealed, write_sealed
+from .files import disk_errors
 from .storage import Storage
 
 SCHEMA_VERSION = 1

@@ -55,12 +55,16 @@ class SavedPlan:
         return len(self.draws)
 
 
-def planning_inputs(project: Project, teacher_hash: str) -> PlanInputs:
-    """Read cells, seeds, the draws that this teacher version already gave, and its measured cost per draw."""
+def planning_inputs(project: Project, teacher_hash: str, purpose: str, cells: pl.DataFrame | None = None) -> PlanInputs:
+    """Read cells (unless given), seeds, the draws that this teacher version gave, and its measured cost per draw.
+
+    Draws that an open plan for another purpose is still to make count as given: nobody buys them twice.
+    """
     with store.read(project.catalog_path) as con:
-        cells = con.sql(
-            "SELECT cell_id, cell, slice, scenario, layer, feasible, band, fleet_share, k FROM cells ORDER BY cell_id"
-        ).pl()
+        cells = con.sql("FROM cells").pl() if cells is None else cells
+        cells = cells.select(
+            "cell_id", "cell", "slice", "scenario", "layer", "feasible", "band", "fleet_share", "k"
+        ).sort("cell_id")  # fmt: skip
         seeds = con.sql("SELECT seed_id, cell_id, grp, split, prn, decision_point, k FROM seeds").pl()
         bought = con.sql(
             "SELECT seed_id, k::INTEGER AS k FROM samples JOIN plans USING (plan_no) WHERE teacher_hash = ?",
@@ -72,8 +76,23 @@ def planning_inputs(project: Project, teacher_hash: str) -> PlanInputs:
                 [teacher_hash],
             )
         )
+        others = con.execute(
+            "SELECT plan_id FROM plans "
+            "WHERE superseded_by IS NULL AND purpose <> ? AND teacher_hash = ? ORDER BY plan_no",
+            [purpose, teacher_hash],
+        ).fetchall()
+    for (other,) in others:
+        promised = pl.DataFrame(load_plan(project, other).draws.select(["seed_id", "k"])).cast({"k": pl.Int32})
+        bought = pl.concat([bought, promised]).unique()
     gpu_s, usd = row if row else (None, None)
     return PlanInputs(cells=cells, seeds=seeds, bought=bought, measured_gpu_s=gpu_s, measured_usd=usd)
+
+
+def catalog_state(project: Project) -> tuple[int, ...]:
+    """Count what planning depends on: plans, units and imports in the catalog."""
+    with store.read(project.catalog_path) as con:
+        tables = ("plans", "units", "imports")
+        return tuple(con.execute(f"SELECT count(*) FROM {t}").fetchall()[0][0] for t in tables)
 
 
 def sample_id(seed_id: str, k: int, teacher_hash: str) -> str:

@@ -11,7 +11,8 @@ A teacher is a class taking its options as keyword arguments::
         def sample(self, requests) -> Iterable[Draw | Failure]: ...   # loads on first use
 
 `sample` gets one micro-batch, whose composition the plan froze, and answers every request once, in any
-order. Randomness comes from ``request.rng_seed`` and from nowhere else.
+order. An optional ``load()`` is called before the first micro-batch, so that loading is not counted as the
+cost of a draw. Randomness comes from ``request.rng_seed`` and from nowhere else.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import pyarrow as pa
 from . import store
 from .effects import effect
 from .errors import BusyError, DistdataError
-from .events import Event, list_events, plan_of, read_table
+from .events import Event, list_events, plan_of, read_json, read_table
 from .files import TMP_PREFIX, check_digests, is_locked
 from .manifests import UnitSummary, attempt_order, read_manifest
 from .project import Project
@@ -136,7 +136,13 @@ def _known_events(con: duckdb.DuckDBPyConnection) -> set[int]:
 
 
 def _apply_event(con: duckdb.DuckDBPyConnection, project: Project, event: Event) -> None:
-    apply = {"cells": _apply_cells, "import": _apply_import, "plan": _apply_plan, "compact": _apply_compact}
+    apply = {
+        "cells": _apply_cells,
+        "import": _apply_import,
+        "plan": _apply_plan,
+        "spend": _apply_spend,
+        "compact": _apply_compact,
+    }
     apply[event.kind](con, project, event)
     con.execute("INSERT INTO events VALUES (?, ?, ?)", [event.number, event.kind, event.path.name])
 
@@ -198,8 +204,16 @@ def _make_way_for_same_plan(con: duckdb.DuckDBPyConnection, plan_id: str, plan_n
         return
     con.execute("DELETE FROM plans WHERE plan_id = ?", [plan_id])
     con.execute("DELETE FROM plan_cells WHERE plan_no = ?", list(earlier))
-    for table in ("units", "unit_cells", "samples", "attempts"):
+    for table in ("units", "unit_cells", "samples", "attempts", "other_spend"):
         con.execute(f"UPDATE {table} SET plan_no = ? WHERE plan_no = ?", [plan_no, *earlier])
+
+
+def _apply_spend(con: duckdb.DuckDBPyConnection, _project: Project, event: Event) -> None:
+    said = read_json(event)
+    con.execute(
+        "INSERT INTO other_spend SELECT plan_no, $1, $2, $3, $4 FROM plans WHERE plan_id = $5",
+        [said["known_usd"], said["in_doubt_usd"], said["gpu_s"], said["note"], said["plan_id"]],
+    )
 
 
 def _apply_compact(con: duckdb.DuckDBPyConnection, _project: Project, event: Event) -> None:

@@ -22,7 +22,7 @@ END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
 MAX_NAME_BYTES = 100  # the prefix field of ustar would only help names with a '/'
 MAX_MEMBER_BYTES = 8**11 - 1  # eleven octal digits
 
-ADVICE = "Run `distdata verify` to see what is damaged."
+ADVICE = "Run `distdata catalog check` to see what is lost, then `distdata generate --repair`."
 
 _HEADER = struct.Struct("100s 24x 11s 122x 5s 250x")  # name, size in octal, magic
 _OWNER = b"0000644\x00" + b"0000000\x00" * 2

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SERVED_BY = {"train": ("train", "pilot"), "gate": ("gate",), "confirm": ("confirm",), "pilot": ("pilot",)}
+"""Whose samples count for a purpose: a pilot's draws come from training seeds and are part of the corpus."""
+
 
 def view_statements(axes: Sequence[str]) -> list[str]:
     """Return the CREATE statements of all views for these axes, in the order of their dependence."""
     columns = "".join(f'c."{a}", ' for a in axes)
+    served = ", ".join(f"('{purpose}', '{of}')" for purpose, plans in SERVED_BY.items() for of in plans)
     return [
         f"""CREATE OR REPLACE VIEW coverage_by_purpose AS
 WITH target AS (
@@ -17,12 +21,19 @@ WITH target AS (
 ), planned AS (
     SELECT purpose, cell_id, sum(fresh) AS planned
     FROM plan_cells JOIN plans USING (plan_no) WHERE superseded_by IS NULL GROUP BY ALL
+), served AS (
+    -- whose samples count for a purpose: a pilot's draws are part of the training corpus
+    SELECT s.purpose, plans.* EXCLUDE (purpose) FROM plans
+    JOIN (VALUES {served}) AS s(purpose, plan_purpose) ON s.plan_purpose = plans.purpose
+    -- and of which teacher: another version's samples fill no target of this one
+    QUALIFY teacher_hash = last_value(teacher_hash) OVER (
+        PARTITION BY s.purpose ORDER BY plan_no ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
 ), made AS (
     SELECT purpose, cell_id, sum(generated)::BIGINT AS generated, sum(failed)::BIGINT AS failed, sum(u.gpu_s) AS gpu_s,
         sum(u.usd) AS usd, sum(in_doubt_usd) AS in_doubt_usd, sum(n_bytes)::BIGINT AS bytes,
         CASE WHEN sum(weight_sq_sum) > 0 THEN sum(weight_sum) ** 2 / sum(weight_sq_sum) ELSE 0 END AS effective_n,
         sum(CASE WHEN superseded_by IS NOT NULL THEN generated ELSE 0 END)::BIGINT AS of_superseded
-    FROM unit_cells u JOIN plans USING (plan_no) GROUP BY ALL
+    FROM unit_cells u JOIN served USING (plan_no) GROUP BY ALL
 ), frame AS (
     SELECT cell_id, count(*) AS n_seeds FROM seeds GROUP BY ALL
 ), purposes AS (SELECT DISTINCT purpose FROM plans UNION SELECT 'train')
@@ -52,6 +63,9 @@ FROM samples s JOIN cells c USING (cell_id) JOIN plans p USING (plan_no) JOIN un
         f"""CREATE OR REPLACE VIEW failed_attempts AS
 SELECT {columns}c.cell, c.scenario, a.seed_id, a.k, a.failure, a.reason, a.tries, a.usd, p.plan_id, a.unit, a.attempt
 FROM attempts a JOIN cells c USING (cell_id) JOIN plans p USING (plan_no)""",
+        """CREATE OR REPLACE VIEW spend AS
+SELECT plan_no, unit, generated, gpu_s, usd AS known_usd, in_doubt_usd, 'draws' AS note FROM unit_cells
+UNION ALL SELECT plan_no, NULL, 0, gpu_s, known_usd, in_doubt_usd, note FROM other_spend""",
         f"""CREATE OR REPLACE VIEW spend_by_cell AS
 SELECT {columns}c.cell, c.slice, c.scenario, c.layer, p.purpose, p.teacher, sum(u.generated)::BIGINT AS generated,
     sum(u.gpu_s) / 3600 AS gpu_h, sum(u.usd) AS known_usd, sum(u.in_doubt_usd) AS in_doubt_usd
@@ -64,5 +78,5 @@ FROM seeds s JOIN cells c USING (cell_id) JOIN imports i USING (import_id)""",
 
 
 VIEW_NAMES = (
-    "coverage", "coverage_by_purpose", "samples_wide", "failed_attempts", "spend_by_cell", "seeds_wide",
+    "coverage", "coverage_by_purpose", "samples_wide", "failed_attempts", "spend", "spend_by_cell", "seeds_wide",
 )  # fmt: skip

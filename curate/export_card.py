@@ -10,6 +10,7 @@ from typing import Any
 from ..catalogs import store
 from ..catalogs.project import Project
 from ..catalogs.tables import count, usd
+from ..catalogs.views import SERVED_BY
 from .export_read import HELD_OUT, Choice
 
 MAX_SLICES = 60
@@ -57,9 +58,11 @@ def gather_provenance(project: Project, choice: Choice) -> Provenance:
     hidden = [] if choice.purpose in HELD_OUT else list(HELD_OUT)
     axes = "".join(f', c."{axis}"' for axis in choice.axes)
     chosen = (
-        "samples s JOIN plans p USING (plan_no) WHERE p.purpose = ? AND coalesce(s.split, '') NOT IN (SELECT unnest(?))"
+        "samples s JOIN plans p USING (plan_no) "
+        "WHERE p.purpose IN (SELECT unnest(?)) AND coalesce(s.split, '') NOT IN (SELECT unnest(?))"
     )
-    given = [choice.purpose, hidden]
+    serving = list(SERVED_BY[choice.purpose])
+    given = [serving, hidden]
     with store.read(project.catalog_path) as con:
         cells = con.execute(
             f"""SELECT c.slice, c.scenario, c.feasible, coalesce(v.target, 0), coalesce(n, 0){axes} FROM cells c
@@ -83,8 +86,9 @@ def gather_provenance(project: Project, choice: Choice) -> Provenance:
         spend = store.first(
             con.execute(
                 """SELECT coalesce(sum(failed), 0)::BIGINT, coalesce(sum(u.gpu_s), 0) / 3600, coalesce(sum(u.usd), 0),
-            coalesce(sum(in_doubt_usd), 0) FROM unit_cells u JOIN plans USING (plan_no) WHERE purpose = ?""",
-                [choice.purpose],
+            coalesce(sum(in_doubt_usd), 0) FROM unit_cells u JOIN plans USING (plan_no)
+                WHERE purpose IN (SELECT unnest(?))""",
+                [serving],
             )
         )
     assert seeds is not None, "an aggregate has one row"

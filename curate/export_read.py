@@ -19,6 +19,7 @@ from ..catalogs.errors import DistdataError, nearest
 from ..catalogs.plans import PURPOSES
 from ..catalogs.project import Project
 from ..catalogs.ustar import parse_sample
+from ..catalogs.views import SERVED_BY
 
 HELD_OUT = ("gate", "confirm")
 ROWS_AT_ONCE = 20_000
@@ -106,14 +107,15 @@ def choose(project: Project, purpose: str) -> Choice:
             """SELECT s.kind, plan_no, s.unit, s.attempt, u.manifest, u.shard, u.shard_offset, u.shard_bytes,
                 count(*), sum(s.n_bytes)::BIGINT
             FROM samples s JOIN units u USING (plan_no, unit, attempt) JOIN plans p USING (plan_no)
-            WHERE p.purpose = ? AND coalesce(s.split, '') NOT IN (SELECT unnest(?)) GROUP BY ALL ORDER BY ALL""",
-            [purpose, list(hidden)],
+            WHERE p.purpose IN (SELECT unnest(?)) AND coalesce(s.split, '') NOT IN (SELECT unnest(?))
+            GROUP BY ALL ORDER BY ALL""",
+            [list(SERVED_BY[purpose]), list(hidden)],
         ).fetchall()
         held_out = store.first(
             con.execute(
                 "SELECT count(*) FROM samples JOIN plans USING (plan_no) "
-                "WHERE purpose = ? AND split IN (SELECT unnest(?))",
-                [purpose, list(hidden)],
+                "WHERE purpose IN (SELECT unnest(?)) AND split IN (SELECT unnest(?))",
+                [list(SERVED_BY[purpose]), list(hidden)],
             )
         )
     if not rows:

@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,9 @@ def actor_class(spec: WorkerSpec) -> type[Any]:
                     out.append(json.dumps({"done": asdict(self._worker.run(pickle.loads(blob.as_py())))}))
                 except DistdataError as e:
                     out.append(json.dumps({"error": str(e)}))
+                except Exception as e:  # Ray would drop it with the block; the driver must hear what it was
+                    trace = "".join(traceback.format_exception(e))
+                    out.append(json.dumps({"error": f"a worker failed with {type(e).__name__}: {e}\n{trace}"}))
             return pa.table({"summary": out})
 
     return UnitActor

@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 from ..catalogs import store
-from ..catalogs.check import damaged_units
 from ..catalogs.config import Engine
 from ..catalogs.errors import BusyError, DistdataError, nearest
 from ..catalogs.files import TMP_PREFIX, exclusive_lock
@@ -24,15 +23,14 @@ from ..catalogs.plans import SavedPlan, find_plan, load_plan
 from ..catalogs.project import Project
 from ..catalogs.protocol import MemberSpec, TeacherInfo
 from ..catalogs.register import Registrar, catch_up
+from .pending import Mode, Pending, PendingUnits
 from .run_unit import RunRules
 from .spool import Answer
 from .tasks import (
     FrozenUnits,
-    Salvage,
     UnitTask,
     freeze_units,
     load_units,
-    make_task,
     size_unit,
     task_rows,
     unit_bounds,
@@ -41,11 +39,11 @@ from .teachers.registry import make_teacher, teacher_info
 from .worker import Worker, WorkerSpec
 
 INPROCESS_BELOW_S = 60.0
+STOP_AFTER_FAILED = 16  # draws in a row, in whole units
+PROBE_TRIES = 16  # draws that must fail before a teacher counts as broken
 PROBE_DRAWS = 1 << 30  # before the sizes are frozen, unit 0 is the whole plan
 REGISTER_AT_END_S = 20.0
 _SHARD = re.compile(r"unit-(\d+)(?:-r(\d+))?-[0-9a-f]{16}\.tar$")
-
-Mode = Literal["missing", "only-started", "retry-failed", "repair"]
 
 
 class Reporter(Protocol):
@@ -88,12 +86,6 @@ class RunResult:
         return asdict(self)
 
 
-class _Pending(NamedTuple):
-    tasks: Iterable[UnitTask]
-    n_tasks: int
-    n_draws: int
-
-
 def generate(
     project: Project,
     reporter: Reporter,
@@ -119,15 +111,8 @@ def generate(
         catch_up(project)
         plan = load_plan(project, find_plan(project, plan_id))
         info = check_teacher(project, plan)
-        n_workers = workers or project.config.generate.workers or _default_workers()
-        chosen = _choose_engine(project, plan, engine, address)
-        rules = RunRules(max_attempts=project.config.generate.max_attempts, spool=_wants_spool(project, info))
-        spec = WorkerSpec(root=project.root, config=project.config, info=info, rules=rules)
-        result = RunResult(
-            plan_id=plan.plan_id, engine=chosen, workers=n_workers if chosen == "ray" else 1, total=plan.n_draws
-        )
-        run = _Run(project, plan, spec, chosen, n_workers, address, reporter, result)
-        run.go(mode)
+        run = _Run(project, plan, info, _wanted_engine(project, engine, address), workers, address, reporter)
+        result = run.go(mode)
         result.wall_s = time.monotonic() - start
         _where_it_stands(project, result)
         return result
@@ -142,25 +127,33 @@ def choose_mode(*, retry_failed: bool, repair: bool, only_started: bool) -> Mode
     return chosen[0] if chosen else "missing"
 
 
-def outlook(project: Project, plan_id: str | None) -> dict[str, Any]:
-    """Say what `generate` would do, without asking the teacher anything."""
+def outlook(
+    project: Project,
+    *,
+    plan_id: str | None = None,
+    engine: Engine | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    mode: Mode = "missing",
+) -> dict[str, Any]:
+    """Say what `generate` with the same arguments would do, without asking the teacher anything."""
     plan = load_plan(project, find_plan(project, plan_id))
     info = check_teacher(project, plan)
-    there = {f.name for f in project.storage.list(plan.plan_id)}
+    run = _Run(project, plan, info, _wanted_engine(project, engine, address), workers, address, _Silent())
     units = load_units(project, plan.plan_id)
-    open_draws, n_units = plan.n_draws, None
-    if units is not None:
-        bounds = unit_bounds(plan, units.unit_draws)
-        missing = [b for u, b in enumerate(bounds) if manifest_name(plan.plan_id, u, 0) not in there]
-        open_draws, n_units = sum(stop - start for start, stop in missing), len(missing)
+    pending = PendingUnits(project, plan, units, info).find(mode) if units is not None else None
+    n_draws = plan.n_draws if pending is None else pending.n_draws
+    gpu_s = units.gpu_s if units is not None else float(plan.header["gpu_s_per_draw"])
+    usd = units.usd if units is not None else float(plan.header["usd_per_draw"])
+    chosen = run.choose_engine(n_draws * gpu_s)
     return {
         "plan": plan.plan_id,
         "teacher": f"{info.id} {info.version} ({info.content_hash})",
-        "draws": open_draws,
-        "units": n_units if n_units is not None else "sized when the first draw is made",
-        "engine": _choose_engine(project, plan, None, None),
-        "usd": round(open_draws * float(plan.header["usd_per_draw"]), 4),
-        "gpu_h": round(open_draws * float(plan.header["gpu_s_per_draw"]) / 3600, 4),
+        "draws": n_draws,
+        "units": pending.n_tasks if pending is not None else "sized when the first draw is made",
+        "engine": chosen if chosen == "inprocess" else f"ray, {run.n_workers} workers",
+        "usd": round(n_draws * usd, 4),
+        "gpu_h": round(n_draws * gpu_s / 3600, 4),
         "storage": project.storage.address(plan.plan_id),
     }
 
@@ -181,50 +174,85 @@ def _default_workers() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-def _choose_engine(project: Project, plan: SavedPlan, engine: Engine | None, address: str | None) -> str:
+def _wanted_engine(project: Project, engine: Engine | None, address: str | None) -> str:
     wanted = engine or project.config.generate.engine
     if wanted not in get_args(Engine):
         raise DistdataError(f"--engine {wanted}: unknown.{nearest(wanted, get_args(Engine))}")
     if address or wanted == "ray":
         if wanted == "inprocess":
-            raise DistdataError("--address goes with the ray engine; drop it, or drop --engine inprocess.")
+            raise DistdataError(
+                "--address goes with the ray engine, and the engine asked for (--engine, or generate.engine in "
+                "distdata.toml) is inprocess. Drop one of them."
+            )
         return "ray"
-    if wanted == "inprocess":
-        return "inprocess"
-    return "inprocess" if plan.n_draws * float(plan.header["gpu_s_per_draw"]) < INPROCESS_BELOW_S else "ray"
+    return wanted
 
 
-def _wants_spool(project: Project, info: TeacherInfo) -> bool:
-    choice = project.config.generate.spool
-    return choice == "on" or (choice == "auto" and info.usd_per_gpuh > 0)
+class _Silent:
+    """Hears how a run goes and tells nobody."""
+
+    def begin(self, **_: Any) -> None:
+        """Hear nothing."""
+
+    def advance(self, n_draws: int, n_failed: int, usd: float) -> None:
+        """Hear nothing."""
+
+    def note(self, text: str) -> None:
+        """Hear nothing."""
+
+    def end(self) -> None:
+        """Hear nothing."""
 
 
 class _Run:
     """One call of `generate`, after its lock is held and its plan is known."""
 
     def __init__(
-        self, project: Project, plan: SavedPlan, spec: WorkerSpec, engine: str, n_workers: int, address: str | None,
-        reporter: Reporter, result: RunResult,
+        self, project: Project, plan: SavedPlan, info: TeacherInfo, wanted_engine: str, workers: int | None,
+        address: str | None, reporter: Reporter,
     ) -> None:  # fmt: skip
-        self._project, self._plan, self._spec, self._engine = project, plan, spec, engine
-        self._n_workers, self._address, self._reporter, self._result = n_workers, address, reporter, result
+        self._project, self._plan, self._wanted, self._asked_workers = project, plan, wanted_engine, workers
+        self._address, self._reporter = address, reporter
+        self.n_workers = workers or project.config.generate.workers or _default_workers()
+        rules = RunRules(max_attempts=project.config.generate.max_attempts)
+        self._spec = WorkerSpec(root=project.root, config=project.config, info=info, rules=rules)
+        self._engine = "inprocess"
+        self._result = RunResult(plan_id=plan.plan_id, engine=self._engine, workers=1, total=plan.n_draws)
         self._registrar = Registrar(project)
+        self._failed_in_a_row = 0
 
-    def go(self, mode: Mode) -> None:
+    def go(self, mode: Mode) -> RunResult:
         self._clean()
         units = load_units(self._project, self._plan.plan_id)
-        pending = self._pending(mode, units) if units else None
+        if units is None and self._wanted == "auto" and not float(self._plan.header["gpu_s_per_draw"]):
+            units = self._freeze()  # what a draw costs decides the engine, so it is found out here first
+        gpu_s = units.gpu_s if units is not None else float(self._plan.header["gpu_s_per_draw"])
+        pending = self._pending(units).find(mode) if units is not None else None
         if pending is not None and pending.n_tasks == 0:
-            return
-        session = self._session()
-        with session:
+            return self._result
+        self._use_engine(gpu_s * (self._plan.n_draws if pending is None else pending.n_draws))
+        with self._session():
             if units is None:
                 units = self._freeze()
-                pending = self._pending(mode, units)
-            assert pending is not None, "sizes are frozen by now"
-            self._make(pending)
+            self._make(pending or self._pending(units).find(mode), units)
         if mode == "repair":
             remove_replaced(self._project)
+        return self._result
+
+    def _pending(self, units: FrozenUnits) -> PendingUnits:
+        return PendingUnits(self._project, self._plan, units, self._spec.info)
+
+    def choose_engine(self, seconds: float) -> str:
+        """Return the engine for about `seconds` of teacher time: Ray's start pays from a minute on."""
+        if self._wanted != "auto":
+            return self._wanted
+        return "inprocess" if seconds < INPROCESS_BELOW_S else "ray"
+
+    def _use_engine(self, seconds: float) -> None:
+        self._engine = self._result.engine = self.choose_engine(seconds)
+        self._result.workers = self.n_workers if self._engine == "ray" else 1
+        if self._engine == "inprocess" and (self._asked_workers or 1) > 1:
+            self._reporter.note("--workers has no effect in this process; --engine ray uses them")
 
     def _session(self) -> AbstractContextManager[None]:
         if self._engine != "ray":
@@ -232,100 +260,38 @@ class _Run:
         from .ray_engine import ray_session
 
         gpus, log = self._project.config.teacher.gpus, self._project.spool_dir / "ray.log"
-        return ray_session(self._address, self._n_workers, gpus, log)
-
-    def _pending(self, mode: Mode, units: FrozenUnits) -> _Pending:
-        bounds = unit_bounds(self._plan, units.unit_draws)
-        if mode in ("missing", "only-started"):
-            return self._missing(bounds, units, only_started=mode == "only-started")
-        if mode == "retry-failed":
-            return self._failed(bounds, units)
-        return self._damaged(bounds, units)
-
-    def _missing(self, bounds: Sequence[tuple[int, int]], units: FrozenUnits, *, only_started: bool) -> _Pending:
-        plan_id = self._plan.plan_id
-        there = {f.name for f in self._project.storage.list(plan_id)}
-        open_units = [u for u in range(len(bounds)) if manifest_name(plan_id, u, 0) not in there]
-        if only_started:
-            spool = self._project.spool_dir
-            open_units = [u for u in open_units if (spool / f"{plan_id}-{unit_stem(u, 0)}.spool").exists()]
-        tasks = (make_task(self._plan, units, task_rows(self._plan, *bounds[u]), u) for u in open_units)
-        return _Pending(tasks, len(open_units), sum(bounds[u][1] - bounds[u][0] for u in open_units))
-
-    def _failed(self, bounds: Sequence[tuple[int, int]], units: FrozenUnits) -> _Pending:
-        """Ask draws again that failed: only those, in a further attempt of their unit."""
-        with store.read(self._project.catalog_path) as con:
-            rows = con.sql(
-                """SELECT a.unit, a.seed_id, a.k::INTEGER AS k, m.last FROM attempts a JOIN plans p USING (plan_no)
-                JOIN (SELECT plan_no, unit, max(attempt) AS last FROM units GROUP BY ALL) m USING (plan_no, unit)
-                ANTI JOIN samples s ON s.seed_id = a.seed_id AND s.k = a.k AND s.plan_no = a.plan_no
-                WHERE p.plan_id = ? GROUP BY ALL ORDER BY ALL""",
-                params=[self._plan.plan_id],
-            ).pl()
-        tasks = []
-        for (unit,), group in rows.group_by("unit", maintain_order=True):
-            start, stop = bounds[int(str(unit))]
-            wanted = set(group.select("seed_id", "k").iter_rows())
-            draws = self._plan.draws.slice(start, stop - start)
-            pairs = zip(draws["seed_id"].to_pylist(), draws["k"].to_pylist(), strict=True)
-            keep = [i for i, pair in enumerate(pairs) if pair in wanted]
-            task = task_rows(self._plan, start, stop, keep)
-            tasks.append(make_task(self._plan, units, task, int(str(unit)), attempt=int(group["last"][0]) + 1))
-        return _Pending(tasks, len(tasks), sum(len(t.rows) for t in tasks))
-
-    def _damaged(self, bounds: Sequence[tuple[int, int]], units: FrozenUnits) -> _Pending:
-        """Make the units with damaged shards again, keeping every sample that is still intact."""
-        found = damaged_units(self._project, self._plan.plan_id)
-        self._result.damaged = [f"{d.shard}: {d.text}" for d in found]
-        tasks = []
-        for unit in dict.fromkeys(d.unit for d in found):
-            with store.read(self._project.catalog_path) as con:
-                rows = con.execute(
-                    """SELECT manifest, shard, shard_offset, attempt FROM units JOIN plans USING (plan_no)
-                    WHERE plan_id = ? AND unit = ? ORDER BY attempt""",
-                    [self._plan.plan_id, unit],
-                ).fetchall()
-                delivered = con.execute(
-                    "SELECT sample_id FROM samples JOIN plans USING (plan_no) WHERE plan_id = ? AND unit = ?",
-                    [self._plan.plan_id, unit],
-                ).fetchall()
-            salvage = tuple(Salvage(manifest=m, shard=s, shard_offset=o) for m, s, o, _ in rows if s is not None)
-            start, stop = bounds[unit]
-            wanted = {d[0] for d in delivered}  # draws that failed are none of a repair's business
-            ids = self._plan.draws["sample_id"].slice(start, stop - start).to_pylist()
-            task = task_rows(self._plan, start, stop, [i for i, sample in enumerate(ids) if sample in wanted])
-            tasks.append(
-                make_task(self._plan, units, task, unit, attempt=rows[-1][3] + 1, salvage=salvage, replaces=True)
-            )
-        return _Pending(tasks, len(tasks), sum(d.n_draws for d in found))
+        return ray_session(self._address, self.n_workers, gpus, log)
 
     def _freeze(self) -> FrozenUnits:
-        """Decide the unit size from a probe of the teacher: its first micro-batch, kept in unit 0's spool."""
+        """Decide the unit size from a probe of the teacher: its first micro-batches, kept in unit 0's spool."""
         rules, teacher = self._project.config.generate, self._project.config.teacher
         units = FrozenUnits(
             unit_draws=PROBE_DRAWS, batch=teacher.batch, members=self._spec.info.members,
-            gpu_s=float(self._plan.header["gpu_s_per_draw"]), n_bytes=0.0,
+            gpu_s=float(self._plan.header["gpu_s_per_draw"]), usd=float(self._plan.header["usd_per_draw"]), n_bytes=0.0,
+            capture=tuple(teacher.capture),
         )  # fmt: skip
         first = unit_bounds(self._plan, rules.unit_draws or self._plan.n_draws)[0][1]
-        rows = task_rows(self._plan, 0, min(teacher.batch, first))
-        answers = self._probe(make_task(self._plan, units, rows, 0, attempt=0))
+        n_probed = min(max(2, -(-PROBE_TRIES // teacher.batch)) * teacher.batch, first)
+        answers = self._probe(self._pending(units).task(task_rows(self._plan, 0, n_probed), 0))
         good = [a for a in answers if a.members is not None]
         if not good:
             why = answers[0]
             raise DistdataError(
                 f"teacher {self._spec.info.id}: the first {len(answers)} draws all failed; the first one: "
                 f"{why.failure}: {why.reason}. Nothing was committed; fix the teacher and run "
-                "`distdata generate` again."
+                "`distdata generate` again (after `distdata plan`, if the fix gives the teacher another content hash)."
             )
-        gpu_s = sum(a.gpu_s for a in good) / len(good)
+        timed = [a for a in good if a.position >= teacher.batch] or good  # the first batch may have loaded the model
+        gpu_s = sum(a.gpu_s for a in timed) / len(timed)
         n_bytes = sum(len(b) for a in good for _, b in a.members or ()) / len(good)
         unit_draws = rules.unit_draws or size_unit(
             gpu_s, n_bytes, unit_s=rules.unit_s, shard_bytes=rules.shard_mb * 1e6, n_draws=self._plan.n_draws,
             batch=teacher.batch,
         )  # fmt: skip
         frozen = FrozenUnits(
-            unit_draws=unit_draws, batch=teacher.batch, members=dict(units.members) or _infer_members(good),
-            gpu_s=gpu_s, n_bytes=n_bytes,
+            unit_draws=max(unit_draws, n_probed), batch=teacher.batch,
+            members=dict(units.members) or _infer_members(good), gpu_s=gpu_s,
+            usd=sum(a.usd for a in timed) / len(timed), n_bytes=n_bytes, capture=units.capture,
         )  # fmt: skip
         freeze_units(self._project, self._plan.plan_id, frozen)
         return frozen
@@ -374,12 +340,13 @@ class _Run:
             return
         lock.unlink(missing_ok=True)
 
-    def _make(self, pending: _Pending) -> None:
+    def _make(self, pending: Pending, units: FrozenUnits) -> None:
         reporter, result = self._reporter, self._result
+        result.damaged = list(pending.damaged)
         reporter.begin(
             plan_id=self._plan.plan_id, total=self._plan.n_draws, done=self._plan.n_draws - pending.n_draws,
             engine=self._engine, workers=result.workers,
-            usd_expected=pending.n_draws * float(self._plan.header["usd_per_draw"]),
+            usd_expected=pending.n_draws * units.usd,
         )  # fmt: skip
         n_seen = 0
         try:
@@ -397,11 +364,11 @@ class _Run:
                 "use, and run `distdata generate` again."
             )
 
-    def _summaries(self, pending: _Pending) -> Iterator[UnitSummary]:
+    def _summaries(self, pending: Pending) -> Iterator[UnitSummary]:
         if self._engine == "ray":
             from .ray_engine import run_on_ray
 
-            for summary in run_on_ray(pending.tasks, self._spec, self._n_workers):
+            for summary in run_on_ray(pending.tasks, self._spec, self.n_workers):
                 self._reporter.advance(summary.n_ok + summary.n_failed, summary.n_failed, summary.usd)
                 yield summary
         else:
@@ -416,11 +383,12 @@ class _Run:
         r.usd += summary.usd
         r.in_doubt_usd += summary.in_doubt_usd
         self._registrar.add(summary.manifest)
-        if summary.n_ok == 0 and summary.attempt == 0:
+        self._failed_in_a_row = 0 if summary.n_ok else self._failed_in_a_row + summary.n_failed
+        if self._failed_in_a_row >= min(STOP_AFTER_FAILED, self._plan.n_draws) and summary.attempt == 0:
             self._registrar.flush(REGISTER_AT_END_S)
             raise DistdataError(
-                f"plan {summary.plan_id}: all {summary.n_failed} draws of unit {summary.unit} failed, so the run was "
-                f"stopped before it costs more. {_reasons(self._project, summary)} Fix the teacher, run "
+                f"plan {summary.plan_id}: the last {self._failed_in_a_row} draws all failed, so the run was stopped "
+                f"before it costs more. {_reasons(self._project, summary)} Fix the teacher, run "
                 "`distdata generate` to go on, and `distdata generate --retry-failed` for these."
             )
 

@@ -42,7 +42,6 @@ class RunRules:
     """How units are run, without what decides their content."""
 
     max_attempts: int
-    spool: bool
 
 
 @dataclass(slots=True)
@@ -91,7 +90,7 @@ def run_unit(
             spooled.unlink(missing_ok=True)
         else:
             # the probe spools its answers whatever the teacher costs; they are used here
-            spool = Spool(spooled, task.key) if rules.spool or spooled.exists() else None
+            spool = Spool(spooled, task.key) if task.spool or spooled.exists() else None
             try:
                 slots = _answers(task, asker, info, storage, spool, rules, progress)
                 summary = _commit(task, info, storage, slots, start)
@@ -106,19 +105,25 @@ def run_unit(
 
 
 def probe(task: UnitTask, asker: Asker, info: TeacherInfo, spool_dir: Path) -> list[Answer]:
-    """Ask the first micro-batch of a unit and leave its answers in the unit's spool, paid once.
+    """Ask the first micro-batches of a unit and leave their answers in its spool, paid once.
 
-    A micro-batch that failed as a whole when it was probed before is asked again: something was put right
-    since, or the caller hears the same again.
+    It stops at the first good answers of a batch whose time is the draws' own: the second one asked, since a
+    teacher without a `load` method loads during its first. Batches that failed as a whole when they were
+    probed before are asked again: something was put right since, or the caller hears the same again.
     """
     stem = f"{task.plan_id}-{unit_stem(task.unit, task.attempt)}"
     busy = f"{stem}: process {{holder}} of an earlier run still probes the teacher; wait for it to end."
     with exclusive_lock(spool_dir / f"{stem}.lock", busy, UNIT_LOCK_WAIT_S):
         spool = Spool(spool_dir / f"{stem}.spool", task.key)
         try:
-            slots = _restore(task, spool)[: task.batch]
+            slots = _restore(task, spool)
             again = not any(s.ok for s in slots)
-            _ask(task, [i for i, s in enumerate(slots) if again or s.answer is None], asker, info, spool, slots)
+            warm = 0 if hasattr(asker.teacher, "load") else task.batch
+            for start in range(0, len(slots), task.batch):
+                positions = range(start, min(start + task.batch, len(slots)))
+                _ask(task, [i for i in positions if again or slots[i].answer is None], asker, info, spool, slots)
+                if start >= warm and any(s.ok for s in slots):
+                    break
         finally:
             spool.close()
     return [s.answer for s in slots if s.answer is not None]
@@ -150,11 +155,11 @@ def _answers(
                 slots[i].answer = Answer(position=i, members=None, failure="timeout", reason=reason)
         progress(stop - start, sum(not s.ok for s in slots[start:stop]), sum(s.paid_usd for s in slots[start:stop]))
     for i, slot in enumerate(slots):
-        before = slot.paid_usd
+        before, was_ok = slot.paid_usd, slot.ok
         while _worth_asking_again(slot, info, rules) and asker.n_hangs < MAX_HANGS:
             _ask(task, [i], asker, info, spool, slots)
-        if slot.tries > 1:
-            progress(0, -1 if slot.ok else 0, slot.paid_usd - before)
+        if slot.paid_usd != before or slot.ok != was_ok:
+            progress(0, int(was_ok) - int(slot.ok), slot.paid_usd - before)
     return slots
 
 
@@ -200,7 +205,7 @@ def _ask(
     first, last = positions[0], positions[-1]
     together = task.rows.slice(first, last - first + 1).to_pylist()
     rows = [together[i - first] for i in positions]
-    requests = [request_of(r) for r in rows]
+    requests = [request_of(r, task.capture) for r in rows]
     if spool is not None:
         spool.ask(positions, task.usd_per_draw)
     where = {(r["seed_id"], r["k"]): (i, r) for i, r in zip(positions, rows, strict=True)}
@@ -235,7 +240,7 @@ def _share_cost(answers: list[Answer], total_s: float, info: TeacherInfo) -> Non
             a.usd = a.gpu_s / 3600 * info.usd_per_gpuh
 
 
-def request_of(row: Mapping[str, Any]) -> Request:
+def request_of(row: Mapping[str, Any], capture: Sequence[str]) -> Request:
     """Build the request of one plan row."""
     return Request(
         seed_id=row["seed_id"],
@@ -244,6 +249,7 @@ def request_of(row: Mapping[str, Any]) -> Request:
         axes=_axes(row["axes"]),
         scenario=row["scenario"],
         params=json.loads(row["params"]),
+        capture=frozenset(capture),
     )
 
 
@@ -318,13 +324,13 @@ def _meta(draw: Draw, row: Mapping[str, Any], info: TeacherInfo) -> dict[str, An
     given = draw.members.get(META_MEMBER)
     return {
         **(given if isinstance(given, Mapping) else {}),
+        **_axes(row["axes"]),
         "sample_id": row["sample_id"],
         "seed_id": row["seed_id"],
         "k": row["k"],
         "rng_seed": row["rng_seed"],
         "cell": row["cell"],
         "scenario": row["scenario"],
-        **_axes(row["axes"]),
         "outcome": draw.outcome or "",
         "teacher": info.id,
         "teacher_hash": info.content_hash,

@@ -18,15 +18,15 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..catalogs.effects import effect
-from ..catalogs.files import disk_errors, sync_file
+from ..catalogs.files import disk_errors, sync_file, sync_folder
 
-_FRAME = struct.Struct("<III")  # head bytes, body bytes, crc of both
+_FRAME = struct.Struct("<IQI")  # head bytes, body bytes, crc of both
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,6 +73,7 @@ class Spool:
             self._file.seek(end)
             if not ours:
                 self._append({"t": "unit", "key": task_key}, ())
+                sync_folder(path.parent)  # or a power cut could take the file and every synced ask in it
 
     def ask(self, positions: Sequence[int], usd_each: float) -> None:
         """Record durably that these draws are about to be asked for."""
@@ -151,6 +152,35 @@ class Spool:
             self.state.other_in_doubt_usd += usd
         elif usd:
             self.state.in_doubt_usd[position] = self.state.in_doubt_usd.get(position, 0.0) + usd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """What a spool holds that nobody committed: good answers, and what they and all others cost."""
+
+    n_good: int
+    gpu_s: float
+    known_usd: float
+    in_doubt_usd: float
+
+
+def leftover(paths: Iterable[Path]) -> Leftover:
+    """Sum up the spools at `paths`, whatever tasks they belong to."""
+    n_good, gpu_s, known, doubt = 0, 0.0, 0.0, 0.0
+    for path in paths:
+        pending: dict[int, float] = {}
+        for _, head, body in _records(path):
+            if head["t"] == "ask":
+                for i in head["i"]:
+                    doubt += pending.pop(i, 0.0)
+                    pending[i] = head["usd"]
+            elif head["t"] == "got":
+                for answer in _answers(head["a"], body):
+                    pending.pop(answer.position, None)
+                    n_good += answer.members is not None
+                    gpu_s, known = gpu_s + answer.gpu_s, known + answer.usd
+        doubt += sum(pending.values())
+    return Leftover(n_good=n_good, gpu_s=gpu_s, known_usd=known, in_doubt_usd=doubt)
 
 
 def _answers(heads: list[dict[str, Any]], body: bytes) -> Iterator[Answer]:

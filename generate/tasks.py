@@ -29,15 +29,17 @@ MIN_UNITS = 8
 class FrozenUnits:
     """How a plan is cut: `unit_draws` draws to a unit (a seed's K stay together), `batch` to a micro-batch.
 
-    `members` is what every draw must look like; `gpu_s` and `n_bytes` are the measured or given cost of a
-    draw that decided the size.
+    `members` is what every draw must look like; `gpu_s`, `usd` and `n_bytes` are the measured cost of a draw
+    that decided the size and prices what is in doubt; `capture` names the extras every request asks for.
     """
 
     unit_draws: int
     batch: int
     members: Mapping[str, MemberSpec]
     gpu_s: float
+    usd: float
     n_bytes: float
+    capture: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class UnitTask:
     members: Mapping[str, MemberSpec]
     usd_per_draw: float
     rows: pa.Table
+    spool: bool = True
+    capture: tuple[str, ...] = ()
     salvage: tuple[Salvage, ...] = ()
     replaces: bool = False
 
@@ -88,7 +92,7 @@ def load_units(project: Project, plan_id: str) -> FrozenUnits | None:
     try:
         data = json.loads(path.read_bytes())
         members = {n: MemberSpec(**{**s, "shape": tuple(s["shape"])}) for n, s in data.pop("members").items()}
-        return FrozenUnits(members=members, **data)
+        return FrozenUnits(members=members, capture=tuple(data.pop("capture")), **data)
     except (ValueError, TypeError, KeyError) as e:
         raise DistdataError(
             f"{path}: damaged ({e}). Restore it from a backup: it decides which draws are one unit."
@@ -101,9 +105,7 @@ def freeze_units(project: Project, plan_id: str, units: FrozenUnits) -> None:
     write_atomic(project.plans_dir / plan_id / UNITS_FILE, data, "units.freeze")
 
 
-def size_unit(
-    gpu_s: float, n_bytes: float, *, unit_s: float, shard_bytes: float, n_draws: int, batch: int
-) -> int:
+def size_unit(gpu_s: float, n_bytes: float, *, unit_s: float, shard_bytes: float, n_draws: int, batch: int) -> int:
     """Choose the draws per unit: about `unit_s` seconds of teacher time, or one shard, whichever is less.
 
     Never so many that the plan would have fewer than eight units, never fewer than one micro-batch; rounded
@@ -155,7 +157,8 @@ def make_task(plan: SavedPlan, units: FrozenUnits, rows: pa.Table, unit: int, **
         attempt=more.pop("attempt", 0),
         batch=units.batch,
         members=units.members,
-        usd_per_draw=units.gpu_s / 3600 * float(plan.header["usd_per_gpuh"]),
+        usd_per_draw=units.usd,
+        capture=units.capture,
         rows=rows,
         **more,
     )

@@ -1,11 +1,10 @@
-"""Say in sentences why a cell got its number, and sum a plan up for a table."""
+"""Say in sentences why a cell got its number."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
@@ -18,53 +17,6 @@ _UNDECIDABLE = {
     "below floor": "the budget could not pay its floor of {floor:,}; a gate may stay undecided",
     "too few gate groups": "its slice has too few held-out groups; its gate will stay undecided",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRow:
-    """One line of a plan's summary: the feasible cells of a slice, a scenario type or a layer.
-
-    `band` is the tightest of them, `share` their part of all weight in [0, 1], `target` kept samples, `credit` draws
-    that exist, `fresh` draws to buy, `n_marked` cells that are undecidable.
-    """
-
-    name: str
-    n_cells: int
-    band: float
-    share: float
-    target: int
-    credit: int
-    fresh: int
-    usd: float
-    gpu_s: float
-    n_marked: int
-
-
-def plan_rows(plan: Plan, by: Literal["slice", "scenario", "layer", "cell"] = "slice") -> list[PlanRow]:
-    """Sum a plan up per slice, scenario type, layer or cell, the heaviest first, ties by name."""
-    cells = plan.cells.filter("feasible").with_columns(share=pl.col("weight") / pl.col("weight").sum())
-    rows = []
-    for (name,), part in cells.group_by([by], maintain_order=True):
-        rows.append(
-            PlanRow(
-                name=str(name),
-                n_cells=part.height,
-                band=_total(part, "band", "min"),
-                share=_total(part, "share"),
-                target=int(_total(part, "target")),
-                credit=int(_total(part, "credit")),
-                fresh=int(_total(part, "fresh")),
-                usd=_total(part, "usd"),
-                gpu_s=_total(part, "gpu_s"),
-                n_marked=int((part["mark"] != "").sum()),
-            )
-        )
-    return sorted(rows, key=lambda row: (-row.share, row.name))
-
-
-def _total(part: pl.DataFrame, column: str, how: Literal["sum", "min"] = "sum") -> float:
-    values = part[column].to_numpy()
-    return float(values.min() if how == "min" else values.sum())
 
 
 def explain(plan: Plan, pattern: str) -> list[str]:

@@ -27,8 +27,7 @@ READER = [
 N_READERS = 8
 BATCH, UNIT = 5, 20
 DRAW_S = 0.05
-TEACHER = (
-    """
+TEACHER = """
 import time
 import numpy as np
 from distdata.catalogs.protocol import Draw, TeacherInfo
@@ -38,14 +37,12 @@ class Slow:
         return TeacherInfo(id="slow", version="1", content_hash="0123456789abcdef", kind="rollout")
     def sample(self, requests):
         start = time.monotonic()
-        time.sleep(%g * len(requests))
+        time.sleep(DRAW_S * len(requests))
         with open(self.log, "a") as f:
             f.write(f"{start} {time.monotonic()}\\n")
         for r in requests:
             yield Draw(seed_id=r.seed_id, k=r.k, members={"x.npy": np.zeros(256, np.float32)})
-"""
-    % DRAW_S
-)  # noqa: UP031  (braces of the source would need doubling)
+""".replace("DRAW_S", str(DRAW_S))
 TOML = """
 [project]
 name = "slow"
@@ -162,7 +159,7 @@ def _check(root: Path, run: Run, n_draws: int) -> None:
 
 
 def test_queries_during_a_generation(tmp_path: Path) -> None:
-    """Eight processes query in a loop for about 10 s and one sits on a connection: all are answered, all is registered."""
+    """Eight processes query in a loop for about 10 s, one sits on a connection: all get answers, all is registered."""
     n_draws = 160
     _project(tmp_path / "p", n_draws)
     _check(tmp_path / "p", _generate(tmp_path / "p", n_readers=N_READERS, hold_s=3.0), n_draws)
@@ -170,7 +167,7 @@ def test_queries_during_a_generation(tmp_path: Path) -> None:
 
 @pytest.mark.prove
 def test_a_minute_of_queries_does_not_slow_the_teacher(tmp_path: Path) -> None:
-    """Over 60 s each query is answered or refused within 5 s of its start-up, and the teacher stays as busy as alone.
+    """Over 60 s each query is answered or refused within 5 s, and the teacher stays as busy as alone.
 
     Tolerance: the busy share with readers is at least 0.9 times that without. It allows for the processor time
     that eight interpreters starting all the time take, at low priority, from a machine of two cores.
@@ -182,8 +179,8 @@ def test_a_minute_of_queries_does_not_slow_the_teacher(tmp_path: Path) -> None:
     crowded = _generate(tmp_path / "p", n_readers=N_READERS, hold_s=10.0)
     _check(tmp_path / "p", crowded, n_draws)
     assert crowded.busy >= 0.9 * alone.busy, (crowded.busy, alone.busy)
-    # what eight starting interpreters take from each other is measured by eight that only say their version
-    limit_s = 5.0 + _crowded_start_s(tmp_path)
+    # on top of the 5 s comes what eight starting interpreters take from each other; twice what it is in a quiet moment
+    limit_s = 5.0 + 2 * _crowded_start_s(tmp_path)
     slow = [seconds for *_, seconds in crowded.answers if seconds > limit_s]
     assert not slow, (limit_s, slow)
 

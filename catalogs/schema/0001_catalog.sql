@@ -12,6 +12,8 @@ CREATE TABLE plans (
     teacher VARCHAR, teacher_version VARCHAR, teacher_hash VARCHAR, n_draws BIGINT, usd DOUBLE, gpu_s DOUBLE,
     superseded_by VARCHAR
 );
+-- paid for and thrown away: answers of a plan that was superseded before it committed them
+CREATE TABLE other_spend (plan_no INTEGER, known_usd DOUBLE, in_doubt_usd DOUBLE, gpu_s DOUBLE, note VARCHAR);
 CREATE TABLE plan_cells (
     plan_no INTEGER, cell_id INTEGER, target BIGINT, credit BIGINT, fresh BIGINT, n_frame BIGINT, n_taken BIGINT,
     weight DOUBLE, floor BIGINT, ceiling BIGINT, usd DOUBLE, mark VARCHAR

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ TEACHERS: Mapping[str, str] = {
     "highway": "highway:HighwayTeacher",
 }
 """Kind -> module within this package and class; the kind `python` is any class by its own import path."""
+
+CONTENT_HASH = re.compile(r"[0-9a-f]{16,64}")
 
 SEEDS: Mapping[str, str] = {"crossing": "crossing.seeds:seeds", "highway": "highway_seeds:seeds"}
 """Generator name -> module within this package and function."""
@@ -61,13 +64,19 @@ def teacher_info(teacher: Teacher, config: TeacherConfig) -> TeacherInfo:
     """Describe `teacher` at the price that ``teacher.usd_per_gpuh`` sets, where it is set.
 
     Raises:
-        DistdataError: `describe` returns something else than a TeacherInfo.
+        DistdataError: `describe` returns something else than a TeacherInfo, or a content hash that is none.
     """
     info = teacher.describe()
     if not isinstance(info, TeacherInfo):
         raise DistdataError(
             f"teacher.kind = {config.kind!r}: {type(teacher).__name__}.describe() returned a {type(info).__name__}; "
             "it must return a distdata.catalogs.protocol.TeacherInfo."
+        )
+    if not CONTENT_HASH.fullmatch(info.content_hash):
+        raise DistdataError(
+            f"teacher {info.id}: content_hash = {info.content_hash!r}; it must be 16 to 64 of 0-9 a-f, since it is "
+            "part of every sample's key. Hash what decides the output, for example with "
+            "distdata.generate.teachers.python.source_hash(type(self))."
         )
     return info if config.usd_per_gpuh is None else dataclasses.replace(info, usd_per_gpuh=config.usd_per_gpuh)
 

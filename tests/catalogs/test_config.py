@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -177,8 +178,8 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
         load_config(path)
 
 
-def test_every_column_of_the_views_is_taken() -> None:
-    """No axis can be named like a column of a view, where SQL would rename one of the two."""
+def test_every_column_of_the_catalog_is_taken() -> None:
+    """No axis can be named like a column of a table or view, where SQL would take one for the other."""
     import duckdb
 
     from distdata.catalogs.store import migrations
@@ -194,10 +195,36 @@ def test_every_column_of_the_views_is_taken() -> None:
     )
     for statement in view_statements([axis]):
         con.execute(statement)
-    for view in VIEW_NAMES:
-        columns = [row[0] for row in con.execute(f"DESCRIBE {view}").fetchall()]
-        assert len(columns) == len(set(columns)), view
-        assert set(columns) - {axis} <= AXIS_COLUMNS_TAKEN, view
+    tables = [row[0] for row in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+    assert {"seeds", "plans", "units", "attempts", "cells"} <= set(tables)
+    for name in [*tables, *VIEW_NAMES]:
+        columns = [row[0] for row in con.execute(f'DESCRIBE "{name}"').fetchall()]
+        assert len(columns) == len(set(columns)), name
+        assert set(columns) - {axis} <= AXIS_COLUMNS_TAKEN, name
+
+
+def test_every_fact_of_a_sample_is_taken() -> None:
+    """No axis can be named like a fact in a sample's meta.json, where one value would replace the other."""
+    import numpy as np
+
+    from distdata.catalogs.protocol import Draw, TeacherInfo
+    from distdata.generate.run_unit import encode_draw
+
+    row = {"sample_id": "s-k000-aa", "seed_id": "s", "k": 0, "rng_seed": 1, "cell": "day/cross", "scenario": "cross",
+           "axes": '{"an_axis": "day"}'}  # fmt: skip
+    info = TeacherInfo(id="t", version="1", content_hash="aa", kind="rollout")
+    members, reason = encode_draw(Draw(seed_id="s", k=0, members={"x.npy": np.zeros(2)}), row, {}, info)
+    assert members is not None, reason
+    facts = json.loads(dict(members)["meta.json"])
+    assert facts["an_axis"] == "day"
+    assert set(facts) - {"an_axis"} <= AXIS_COLUMNS_TAKEN
+
+
+@pytest.mark.parametrize("name", ["plan_no", "grp", "n_ok", "rng_seed", "axes", "Attempt"])
+def test_an_axis_can_not_take_such_a_name(name: str) -> None:
+    """A name that is taken is refused in any case of its letters, before anything is written."""
+    said = _error(_edit("[axes.weather]", f"[axes.{name}]"))
+    assert f"axes.{name}: '{name}' is a column of the catalog; call the axis something else" in said
 
 
 def test_config_can_not_be_changed() -> None:

@@ -215,10 +215,10 @@ def test_planning_inputs(project: Project) -> None:
             )
     with store.read(project.catalog_path) as con:
         assert store.first(con.execute("SELECT plan_no FROM plans")) == (3,)
-    inputs = planning_inputs(project, "feedbeef00000000")
+    inputs = planning_inputs(project, "feedbeef00000000", "train")
     assert inputs.cells["cell"].to_list() == ["day,a/cross", "night,a/cross"]
     assert sorted(inputs.seeds["seed_id"]) == ["s0", "s1", "s2"]
     assert sorted(inputs.bought.iter_rows()) == [("s0", 0), ("s1", 0)]
     assert (inputs.measured_gpu_s, inputs.measured_usd) == (2.0, 0.5)
-    other = planning_inputs(project, "0000000000000000")
+    other = planning_inputs(project, "0000000000000000", "train")
     assert (len(other.bought), other.measured_gpu_s, other.measured_usd) == (0, None, None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import secrets
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -24,26 +25,46 @@ FORMS = [
 ]
 
 
+class Process(NamedTuple):
+    """A process, told from a later one with the same id by when it started."""
+
+    pid: int
+    started: int
+
+
 class Session:
-    """The processes of one test: every one of them inherits a mark in its environment, and so is found again."""
+    """The processes of one test: those with its mark in their environment, and all that these have started.
+
+    (Ray's workers overwrite their own environment when they change their title.)
+    """
 
     def __init__(self) -> None:
         self.mark = secrets.token_hex(8)
         self.env = {**os.environ, MARK: self.mark}
+        self._seen: set[Process] = set()
 
     def processes(self) -> dict[int, str]:
-        """Return the living processes with the mark: id -> command line."""
-        found = {}
+        """Return the living processes of this test: id -> command line."""
+        lines: dict[Process, str] = {}
+        parents: dict[Process, int] = {}
         for folder in Path("/proc").iterdir():
-            if folder.name.isdigit():
-                with contextlib.suppress(OSError):
-                    if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                        found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        return found
+            with contextlib.suppress(OSError, ValueError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                process = Process(int(folder.name), int(fields[19]))
+                if fields[0] == "Z":
+                    continue
+                parents[process] = int(fields[1])
+                lines[process] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    self._seen.add(process)
+        while more := {p for p, parent in parents.items() if parent in {s.pid for s in self._seen}} - self._seen:
+            self._seen |= more
+        self._seen &= set(lines)
+        return {p.pid: lines[p] for p in self._seen}
 
     def workers(self) -> list[int]:
-        """Return the ids of the actors that make units (Ray renames its processes)."""
-        return sorted(pid for pid, line in self.processes().items() if line.startswith("ray::") and "IDLE" not in line)
+        """Return the ids of Ray's workers that make units (Ray renames its processes by what they run)."""
+        return sorted(pid for pid, line in self.processes().items() if re.match(r"ray::(MapWorker|ask)", line))
 
     def end(self) -> None:
         """Kill what is left of this test, and nothing else."""
@@ -81,9 +102,8 @@ def test_random_kills(n_kills: int, n_draws: int, session: Session, tiny: Any, t
                 driver = subprocess.Popen(line, env=session.env, stdout=log, stderr=log)
             _wait_for_answers(tiny, project, driver, tmp_path / "driver.log")
             time.sleep(chance.uniform(0.0, 1.0))
-            workers = session.workers()
-            assert driver.poll() is None, f"the plan ended before its kill: {(tmp_path / 'driver.log').read_text()}"
-            assert workers, f"no worker to kill among {session.processes()}"
+            workers = _wait_for_workers(session)
+            assert driver.poll() is None, "the plan ended before its kill"
             # a killed driver takes its workers along, each with a micro-batch in flight
             n_in_flight += BATCH * (1 if target == "worker" else WORKERS)
             if target in ("worker", "both"):
@@ -113,6 +133,15 @@ def _wait_for_answers(tiny: Any, project: Any, driver: subprocess.Popen[bytes], 
         assert driver.poll() is None, f"the driver ended by itself: {log.read_text()}"
         assert time.monotonic() < deadline, f"no answer within 120 s: {log.read_text()}"
         time.sleep(0.05)
+
+
+def _wait_for_workers(session: Session) -> list[int]:
+    """Return the living workers; between the probe and the first units there are none for a moment."""
+    deadline = time.monotonic() + 60
+    while not (workers := session.workers()):
+        assert time.monotonic() < deadline, f"no worker within 60 s among {session.processes()}"
+        time.sleep(0.02)
+    return workers
 
 
 def _wait_until_gone(session: Session) -> None:

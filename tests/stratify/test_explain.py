@@ -5,7 +5,7 @@ import pytest
 
 from distdata.catalogs.errors import DistdataError
 from distdata.stratify.budget import parse_budget
-from distdata.stratify.explain import MAX_CELLS, explain, plan_rows
+from distdata.stratify.explain import MAX_CELLS, explain
 from distdata.stratify.plan import make_plan
 from distdata.stratify.request import Plan, PlanRequest, Rates
 
@@ -137,20 +137,3 @@ def test_many_cells_are_cut_with_a_count() -> None:
     lines = explain(plan, "night")
     assert sum(not line.startswith(" ") for line in lines) == MAX_CELLS + 1
     assert lines[-1].startswith("... and 8 more cells match 'night'")
-
-
-def test_rows_sum_the_plan_up() -> None:
-    """Rows per slice, scenario type and layer sum to the plan, the heaviest first, infeasible cells left out."""
-    plan = _plan()
-    rows = plan_rows(plan)
-    assert [row.name for row in rows] == ["night,rain", "day,rain", "night,dry", "day,dry"]
-    top = rows[0]
-    # 16 + 4 samples of 40, one of them there; weight 5/10 of all
-    assert (top.n_cells, top.band, top.target, top.credit, top.fresh, top.usd) == (2, 0.05, 20, 1, 19, 9.5)
-    assert top.share == pytest.approx(0.5)
-    assert rows[-1].n_cells == 1
-    for by in ("slice", "scenario", "layer", "cell"):
-        parts = plan_rows(plan, by)  # type: ignore[arg-type]
-        assert sum(row.target for row in parts) == 40
-        assert sum(row.share for row in parts) == pytest.approx(1)
-    assert [row.name for row in plan_rows(plan, "layer")] == ["long_tail", "core"]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import store
 from .codec import decode_member
+from .errors import DistdataError
 from .project import Project
 from .report_data import Fact, Futures, Headline, Lidar, Preview, Query, ReportData, SpendRow
-from .shards import read_sample
+from .samples import read_stored
 from .tables import CoverageCell, count, usd
+from .ustar import ADVICE
 
 N_PREVIEWS = 9
 N_FUTURES = 3
@@ -90,14 +92,15 @@ def _spend(column: str) -> str:
 
 
 def _queries(project: Project) -> tuple[Query, ...]:
-    first = next(iter(project.config.axes))
+    axis = next(iter(project.config.axes))
+    by_axis = f'select "{axis}", sum(kept) kept, sum(target) target from coverage group by all'
     return (
         Query(about="How far each value of an axis has come",
-              command=f'distdata sql "select {first}, sum(kept) kept, sum(target) target from coverage group by all"'),
+              command=f"distdata sql '{by_axis}'"),
         Query(about="What happened, by scenario type",
-              command='distdata sql "select scenario, outcome, count(*) n from samples_wide group by all"'),
+              command="distdata sql 'select scenario, outcome, count(*) n from samples_wide group by all'"),
         Query(about="Where the money went",
-              command='distdata sql "select layer, sum(known_usd) usd from spend_by_cell group by all"'),
+              command="distdata sql 'select layer, sum(known_usd) usd from spend_by_cell group by all'"),
     )  # fmt: skip
 
 
@@ -189,9 +192,26 @@ def _paths(members: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]] 
 
 
 def _read(project: Project, shard: str, offset: int, n_bytes: int) -> dict[str, Any]:
-    with project.storage.open(shard) as f:
-        members = read_sample(f, offset, n_bytes)
-    return {name: decode_member(name, data) for name, data in members.items()}
+    members = read_stored(project.storage, shard, offset, n_bytes)
+    try:
+        return {name: decode_member(name, data) for name, data in members.items()}
+    except ValueError as e:
+        raise DistdataError(f"shard {project.storage.address(shard)}, byte {offset:,}: {e}. {ADVICE}") from None
+
+
+class _OpenPlan(NamedTuple):
+    """How far a plan in force has come, in draws."""
+
+    plan_id: str
+    purpose: str
+    n_draws: int
+    n_ok: int
+    n_failed: int  # by their last answer
+
+    @property
+    def n_waiting(self) -> int:
+        """Draws that were not asked for yet."""
+        return self.n_draws - self.n_ok - self.n_failed
 
 
 def catalog_facts(project: Project) -> dict[str, Any]:
@@ -206,8 +226,16 @@ def catalog_facts(project: Project) -> dict[str, Any]:
         )
         seeds = con.execute("SELECT split, count(*) FROM seeds GROUP BY ALL ORDER BY 1").fetchall()
         plans = con.execute(
-            """SELECT plan_id, purpose, p.n_draws, coalesce(sum(u.n_ok), 0)::BIGINT FROM plans p
-            LEFT JOIN units u USING (plan_no) WHERE superseded_by IS NULL GROUP BY ALL ORDER BY min(p.plan_no)"""
+            """WITH made AS (
+                SELECT plan_no, sum(n_ok)::BIGINT AS n FROM units GROUP BY ALL
+            ), failed AS (
+                SELECT plan_no, count(*) AS n FROM (
+                    SELECT DISTINCT plan_no, seed_id, k FROM attempts a
+                    ANTI JOIN samples s ON s.seed_id = a.seed_id AND s.k = a.k AND s.plan_no = a.plan_no
+                ) GROUP BY ALL
+            ) SELECT plan_id, purpose, n_draws, coalesce(made.n, 0), coalesce(failed.n, 0)
+            FROM plans LEFT JOIN made USING (plan_no) LEFT JOIN failed USING (plan_no)
+            WHERE superseded_by IS NULL ORDER BY plan_no"""
         ).fetchall()
         made = store.first(
             con.execute(
@@ -215,35 +243,35 @@ def catalog_facts(project: Project) -> dict[str, Any]:
             coalesce(sum(gpu_s), 0) / 3600 FROM unit_cells"""
             )
         )
-        failed = store.first(
-            con.execute(
-                "SELECT count(*) FROM attempts a ANTI JOIN samples s "
-                "ON s.seed_id = a.seed_id AND s.k = a.k AND s.plan_no = a.plan_no"
-            )
-        )
     assert cells is not None, "aggregates have one row"
     assert made is not None, "aggregates have one row"
-    assert failed is not None, "aggregates have one row"
     n_seeds = sum(n for _, n in seeds)
-    waiting = next((p for p in plans if p[3] < p[2]), None)
+    open_plans = [_OpenPlan(*row) for row in plans]
     return {
         "project": str(project.root),
         "axes": ", ".join(f"{a} ({n})" for a, n in axes),
         "cells": f"{count(cells[0])} ({count(cells[1])} feasible): {cells[2]} slices x {cells[3]} scenario types",
         "seeds": count(n_seeds) + (f" ({', '.join(f'{count(n)} {s}' for s, n in seeds)})" if seeds else ""),
-        "plans": "; ".join(f"{i} {purpose}: {count(g)} of {count(n)} draws" for i, purpose, n, g in plans) or "none",
+        "plans": "; ".join(f"{p.plan_id} {p.purpose}: {count(p.n_ok)} of {count(p.n_draws)} draws" for p in open_plans)
+        or "none",
         "samples": count(made[0]),
         "spend": f"{usd(made[1])} known, {usd(made[2])} in doubt, {made[3]:.3g} GPU-hours",
-        "failed draws": count(failed[0]),
-        "next": _next_step(n_seeds, bool(plans), waiting is not None, failed[0]),
+        "failed draws": count(sum(p.n_failed for p in open_plans)),
+        "next": _next_step(n_seeds, open_plans),
     }
 
 
-def _next_step(n_seeds: int, planned: bool, waiting: bool, n_failed: int) -> str:
+def _next_step(n_seeds: int, plans: Sequence[_OpenPlan]) -> str:
     if not n_seeds:
         return "distdata catalog import FILE"
-    if not planned:
+    if not plans:
         return "distdata plan --budget 2000samples"
-    if n_failed:
-        return "distdata generate --retry-failed"
-    return "distdata generate" if waiting else "distdata report; distdata export hf OUT/"
+    for todo, option in (
+        ([p for p in plans if p.n_waiting > 0], ""),
+        ([p for p in plans if p.n_failed], " --retry-failed"),
+    ):
+        if todo:
+            # without --plan it is the newest plan that runs
+            which = f" --plan {todo[0].plan_id}" if len(todo) > 1 or todo[0] is not plans[-1] else ""
+            return f"distdata generate{which}{option}"
+    return "distdata report; distdata export hf OUT/"

@@ -25,6 +25,9 @@ from .hashing import unit_interval
 MAX_ID_CHARS = 64
 _KNOWN = ("seed_id", "scenario", "group", "decision_point", "k", "control_axis", "control_value", "params")
 _SHOWN = 3
+MAX_NESTING = 100
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_seed_file(path: Path) -> pl.DataFrame:
@@ -54,9 +57,11 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except ValueError as e:
+                record = _parse_json(line)
+            except json.JSONDecodeError as e:
                 raise DistdataError(f"{path}: line {number}: not valid JSON: {e}") from None
+            except ValueError as e:
+                raise DistdataError(f"{path}: line {number}: {e}.") from None
             if not isinstance(record, dict):
                 raise DistdataError(f"{path}: line {number}: a seed must be an object, got {type(record).__name__}.")
             records.append(_with_nested_in_params(record))
@@ -215,7 +220,7 @@ def _params(seeds: pl.DataFrame, axes: Sequence[str], where: str) -> pl.Series:
     extras = seeds.select(extra).iter_rows(named=True) if extra else iter([{}] * len(seeds))
     for row, (text, more) in enumerate(zip(base, extras, strict=True), start=1):
         try:
-            value = json.loads(text, parse_constant=_refuse_constant)
+            value = _parse_json(text, parse_constant=_refuse_constant)
             if not isinstance(value, dict):
                 raise ValueError("not an object")
             out.append(text if not more else json.dumps({**more, **value}, sort_keys=True, allow_nan=False))
@@ -227,6 +232,35 @@ def _params(seeds: pl.DataFrame, axes: Sequence[str], where: str) -> pl.Series:
             f"{where}: {len(bad):,} of {len(seeds):,} seeds have bad params ({'; '.join(bad[:_SHOWN])})."
         )
     return pl.Series(out, dtype=pl.String)
+
+
+def _parse_json(text: str, **options: Any) -> Any:
+    """Parse JSON as `json.loads` does with these options.
+
+    Raises ValueError, besides for what is no JSON, for what could not be stored or read again everywhere: objects
+    and lists nested more than 100 deep, and characters escaped as one half of a surrogate pair.
+    """
+    if (depth := _nesting(text)) > MAX_NESTING:
+        raise ValueError(f"objects and lists are nested {depth:,} deep; at most {MAX_NESTING} are read")
+    value = json.loads(text, **options)
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            lone = e.object[e.start]
+            raise ValueError(f"\\u{ord(lone):04x} is half of a surrogate pair and no character by itself") from None
+    return value
+
+
+def _nesting(text: str) -> int:
+    """Return how deep a JSON text nests, or a number below `MAX_NESTING` when it can't nest deeper than that."""
+    if (n_opened := text.count("{") + text.count("[")) <= MAX_NESTING:
+        return n_opened
+    depth = deepest = 0
+    for mark in re.findall(r"[\[\]{}]", _JSON_STRING.sub("", text)):
+        depth += 1 if mark in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _refuse_constant(word: str) -> float:

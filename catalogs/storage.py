@@ -6,6 +6,7 @@ local scratch folder and uploaded; the store makes it visible whole when the upl
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -15,9 +16,11 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from .effects import effect
 from .errors import DistdataError
-from .files import TMP_PREFIX, disk_errors, sync_file, sync_folder, temporary_beside
+from .files import TMP_PREFIX, disk_errors, exclusive_lock, sync_file, sync_folder, temporary_beside
 
 _URI = re.compile(r"^[a-z][a-z0-9+.-]+://")
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+COMMIT_WAIT_S = 30.0
 
 
 class StoredFile(NamedTuple):
@@ -66,12 +69,34 @@ class Storage:
                 return
             target = self.root / name
             if exclusive:
-                os.link(built_path, target)
-                built_path.unlink()
+                self._place_first(built_path, target)
             else:
                 built_path.replace(target)
             effect(f"{point}.rename")
             sync_folder(target.parent)
+
+    def _place_first(self, built_path: Path, target: Path) -> None:
+        """Give a built file its final name unless that is taken; raises FileExistsError then.
+
+        Where the file system has no hard links (FAT, some network and FUSE mounts), a lock in the scratch folder
+        stands in for the link, so that a name never shows an empty file, whoever crashes.
+        """
+        try:
+            os.link(built_path, target)
+        except OSError as e:
+            if e.errno not in _NO_LINKS:
+                raise
+        else:
+            built_path.unlink()
+            return
+        lock = self._scratch / f"{hashlib.sha256(os.fsencode(target)).hexdigest()[:16]}.commit-lock"
+        with exclusive_lock(lock, f"{target}: process {{holder}} is committing it; try again.", COMMIT_WAIT_S):
+            taken = target.exists()
+            if not taken:
+                built_path.replace(target)
+            lock.unlink(missing_ok=True)  # only now: whoever waits for it, or makes it anew, finds the name taken
+        if taken:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
     def _upload(self, source: Path, name: str) -> None:
         self._remote.create_dir(f"{self._prefix}/{name}".rsplit("/", 1)[0], recursive=True)

@@ -108,8 +108,8 @@ def probe(task: UnitTask, asker: Asker, info: TeacherInfo, spool_dir: Path) -> l
     """Ask the first micro-batches of a unit and leave their answers in its spool, paid once.
 
     It stops at the first good answers of a batch whose time is the draws' own: the second one asked, since a
-    teacher without a `load` method loads during its first. Batches that failed as a whole when they were
-    probed before are asked again: something was put right since, or the caller hears the same again.
+    teacher without a `load` method loads during its first. When all that was probed before failed, all of it
+    is asked again: something was put right since, or the caller hears the same again.
     """
     stem = f"{task.plan_id}-{unit_stem(task.unit, task.attempt)}"
     busy = f"{stem}: process {{holder}} of an earlier run still probes the teacher; wait for it to end."
@@ -117,12 +117,12 @@ def probe(task: UnitTask, asker: Asker, info: TeacherInfo, spool_dir: Path) -> l
         spool = Spool(spool_dir / f"{stem}.spool", task.key)
         try:
             slots = _restore(task, spool)
-            again = not any(s.ok for s in slots)
+            again = any(s.answer for s in slots) and not any(s.ok for s in slots)
             warm = 0 if hasattr(asker.teacher, "load") else task.batch
             for start in range(0, len(slots), task.batch):
                 positions = range(start, min(start + task.batch, len(slots)))
                 _ask(task, [i for i in positions if again or slots[i].answer is None], asker, info, spool, slots)
-                if start >= warm and any(s.ok for s in slots):
+                if start >= warm and any(s.ok for s in slots) and not again:
                     break
         finally:
             spool.close()

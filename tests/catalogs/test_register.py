@@ -48,6 +48,7 @@ TABLES = (
     "unit_cells",
     "samples",
     "attempts",
+    "other_spend",
 )
 VIEWS = ("coverage_by_purpose", "samples_wide", "failed_attempts", "spend_by_cell", "seeds_wide")
 N_UNITS, PER_UNIT = 6, 4
@@ -254,6 +255,8 @@ def test_a_plan_chosen_again_is_one_plan(made: Project, tmp_path_factory: pytest
     catch_up(project)
     n_samples = len(tables(project)["samples"])
     save(project, header("bbbbbbbbbbbb", supersedes=(PLAN,)))
+    lost = {"plan_id": PLAN, "known_usd": 0.5, "in_doubt_usd": 0.0, "gpu_s": 2.0, "note": "superseded"}
+    append_json(project.events_dir, "spend", lost)
     save(project, header(PLAN, supersedes=("bbbbbbbbbbbb",)))
     with store.read(project.catalog_path) as con:
         plans = con.execute("SELECT plan_id, superseded_by FROM plans ORDER BY plan_no").fetchall()
@@ -261,6 +264,7 @@ def test_a_plan_chosen_again_is_one_plan(made: Project, tmp_path_factory: pytest
     assert plans == [("bbbbbbbbbbbb", PLAN), (PLAN, None)]
     assert kept == [(n_samples, 24, 24)]
     before = tables(project)
+    assert [row[1:] for row in before["other_spend"]] == [(0.5, 0.0, 2.0, "superseded")]
     rebuild(project)
     assert tables(project) == before
 

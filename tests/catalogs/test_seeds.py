@@ -158,6 +158,26 @@ def test_many_bad_seeds_are_counted(tmp_path: Path) -> None:
         ("s.csv", b"seed,light,scenario\na,day,cross\n", "s.csv: column 'seed_id' is missing."),
         ("s.jsonl", b'{"seed_id": "a"}\n{"seed_id": \n', "line 2: not valid JSON"),
         ("s.jsonl", b"[1]\n", "line 1: a seed must be an object, got list."),
+        ("s.jsonl", b'{"seed_id": "a"}\n{"note": "\\ud800"}\n', r"line 2: \ud800 is half of a surrogate pair"),
+        ("s.jsonl", b'{"seed_id": "a"}\n\n{"params": {"x": ["\\uDc00"]}}\n', r"line 3: \udc00 is half of a surrogate"),
+        ("s.jsonl", b'{"seed_id": "a"}\n{"\\udfff": 1}\n', r"line 2: \udfff is half of a surrogate pair"),
+        (
+            "s.jsonl",
+            b'{"seed_id": "a"}\n{"x": ' + b"[" * 9999 + b"]" * 9999 + b"}\n",
+            "line 2: objects and lists are nested 10,000 deep; at most 100 are read.",
+        ),
+        ("s.jsonl", b'{"a":' * 9999, "line 1: objects and lists are nested 9,999 deep"),
+        (
+            "s.csv",
+            b'seed_id,light,scenario,params\na,day,cross,"{""x"": ' + b"[" * 9999 + b"]" * 9999 + b'}"\n',
+            "1 of 1 seeds have bad params (row 1: objects and lists are nested 10,000 deep",
+        ),
+        (
+            "s.csv",
+            b'seed_id,light,scenario,params\na,day,cross,"{""x"": ""\\ud800""}"\n',
+            r"1 of 1 seeds have bad params (row 1: \ud800 is half of a surrogate pair",
+        ),
+        ("s.jsonl", b'{"seed_id": "a", "v": ' + b"9" * 5000 + b"}\n", "line 1: Exceeds the limit"),
         ("s.jsonl", b"\xff\xfe", "can't be read"),
         ("s.parquet", b"PAR1", "can't be read"),
         (
@@ -173,6 +193,16 @@ def test_unreadable_files_are_explained(tmp_path: Path, name: str, content: byte
     with pytest.raises(DistdataError) as caught:
         _check(tmp_path / name)
     assert said in str(caught.value)
+
+
+def test_deep_and_escaped_is_still_read(tmp_path: Path) -> None:
+    """Nesting up to 100, brackets inside text, and whole surrogate pairs arrive as they are."""
+    deep: object = "x"
+    for _ in range(97):  # with the record, its params and their list: 100
+        deep = [deep]
+    params = {"deep": [deep], "text": "[" * 500 + '"' + "{" * 500, "face": "\U0001f600"}
+    seeds = _check(_jsonl(tmp_path, {**GOOD, "params": params}))
+    assert json.loads(seeds["params"][0]) == params
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +30,10 @@ def _put(storage: Storage, name: str, data: bytes, *, exclusive: bool = False) -
             storage.commit(f, path, name, "it", exclusive=exclusive)
     finally:
         path.unlink(missing_ok=True)
+
+
+def _no_links(*_: object, code: int = errno.EPERM) -> None:
+    raise OSError(code, os.strerror(code))
 
 
 def test_what_is_committed_is_there(storage: Storage, tmp_path: Path) -> None:
@@ -70,6 +78,57 @@ def test_the_first_committer_wins(tmp_path: Path) -> None:
     _put(storage, "plan/u.parquet", b"third")
     assert (tmp_path / "data/plan/u.parquet").read_bytes() == b"third"
     assert [p.name for p in (tmp_path / "data/plan").iterdir()] == ["u.parquet"]
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_the_first_committer_wins_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """On a file system that refuses hard links an exclusive commit still keeps the first file, and leaves no other."""
+
+    monkeypatch.setattr(os, "link", lambda *_: _no_links(code=code))
+    storage = Storage("data", tmp_path, tmp_path / "scratch")
+    _put(storage, "plan/u.parquet", b"first", exclusive=True)
+    with pytest.raises(FileExistsError):
+        _put(storage, "plan/u.parquet", b"second", exclusive=True)
+    _put(storage, "plan/v.parquet", b"other", exclusive=True)
+    files = {p.name: p.read_bytes() for p in (tmp_path / "data/plan").iterdir()}
+    assert files == {"u.parquet": b"first", "v.parquet": b"other"}
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_many_commit_at_once_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 24 threads that commit one name on such a file system one wins, and the file is its own, whole."""
+    monkeypatch.setattr(os, "link", _no_links)
+    storage = Storage("data", tmp_path, tmp_path / "scratch")
+    start = threading.Barrier(24)
+
+    def commit(i: int) -> int | None:
+        start.wait()
+        try:
+            _put(storage, "plan/u.parquet", bytes([i]) * 70_000, exclusive=True)
+        except FileExistsError:
+            return None
+        return i
+
+    with ThreadPoolExecutor(24) as pool:
+        won = [i for i in pool.map(commit, range(24)) if i is not None]
+    assert len(won) == 1
+    assert (tmp_path / "data/plan/u.parquet").read_bytes() == bytes(won) * 70_000
+    assert [p.name for p in (tmp_path / "data/plan").iterdir()] == ["u.parquet"]
+
+
+def test_other_refusals_of_a_link_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk at the link is no missing feature: it is told, and nothing appears."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    storage = Storage("data", tmp_path, tmp_path / "scratch")
+    with pytest.raises(DistdataError, match=r"the disk is full"):
+        _put(storage, "plan/u", b"1", exclusive=True)
+    assert list((tmp_path / "data/plan").iterdir()) == []
 
 
 def test_half_built_files_are_hidden_and_cleaned(tmp_path: Path) -> None:

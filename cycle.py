@@ -211,8 +211,8 @@ def _settle_spools(project: Project, old: Mapping[str, Any], teacher_hash: str) 
     left = leftover(paths)
     if left.n_good and old["teacher_hash"] == teacher_hash:
         raise DistdataError(
-            f"plan {old['plan_id']} was interrupted with {left.n_good} paid answers in {len(paths)} unfinished unit(s). Run "
-            f"`distdata generate --plan {old['plan_id']} --only-started` to finish just these; they then count as "
+            f"plan {old['plan_id']} was interrupted with {left.n_good} paid answers in {len(paths)} unfinished "
+            f"unit(s). Run `distdata generate --plan {old['plan_id']} --only-started` to finish just these; they then count as "
             "credit here."
         )
     if left.known_usd or left.in_doubt_usd:

@@ -15,22 +15,34 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 
 from .effects import effect
 from .errors import BusyError, DistdataError
 
 TMP_PREFIX = ".tmp-"
+_NO_SUCH_PLACE = (
+    errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EBUSY, errno.EINVAL, errno.ELOOP,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path, point: str) -> Iterator[BinaryIO]:
     """Yield a file that appears under `path` complete and synced, or not at all.
 
-    `point` names the effects (``{point}.write``, ``.fsync``, ``.rename``). Raises DistdataError for a
-    full disk or a folder that can't be written, after removing the temporary file.
+    `point` names the effects (``{point}.write``, ``.fsync``, ``.rename``). A symbolic link stays one, and what it
+    points to is replaced; a device or a pipe (``/dev/stdout``) is written to as it is, without effects. Raises
+    DistdataError for a full disk or a place that can't be written, after removing the temporary file.
     """
     with disk_errors(path):
+        if _is_device(path):
+            with open(path, "wb") as f:
+                yield f
+            return
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path
         tmp = temporary_beside(path)
         try:
             with open(tmp, "wb") as f:
@@ -54,11 +66,24 @@ def write_atomic(path: Path, data: bytes, point: str) -> None:
 
 def temporary_beside(path: Path) -> Path:
     """Return an unused temporary name in the folder of `path`, which is made if it is missing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from None
+    make_folder(path.parent)
     return path.parent / f"{TMP_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and the ones above it, unless they are there; raises NotADirectoryError where a file is."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (S_ISREG(mode) or S_ISDIR(mode))
 
 
 def sync_file(f: BinaryIO) -> None:
@@ -78,7 +103,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals (full, read-only, not allowed) into a DistdataError naming `path`."""
+    """Turn the system's refusals (full, read-only, not allowed, no such place) into a DistdataError naming `path`.
+
+    FileExistsError passes: an exclusive commit means it.
+    """
     try:
         yield
     except OSError as e:
@@ -89,7 +117,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise DistdataError(f"{path}: can't be written ({os.strerror(e.errno)}). Check the folder's owner.") from e
-        if e.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if e.errno in _NO_SUCH_PLACE:
             raise DistdataError(f"{path}: can't be written ({os.strerror(e.errno)}). Name another file.") from e
         raise
 
@@ -110,9 +138,11 @@ def exclusive_lock(path: Path, busy: str, wait_s: float = 0.2) -> Iterator[None]
     when another process still has it after `wait_s` seconds; never wait less than a moment, since `is_locked`
     holds the lock while it looks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait_s
-    with open(path, "a+") as f:
+    with disk_errors(path):
+        make_folder(path.parent)
+        f = open(path, "a+")  # noqa: SIM115 - closed just below; the opening alone is guarded
+    with f:
         while True:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)

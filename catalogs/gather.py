@@ -48,8 +48,8 @@ def gather_report(project: Project, generated_at: str) -> ReportData:
     with store.read(project.catalog_path) as con:
         totals = store.first(
             con.execute(
-                """SELECT coalesce(sum(generated), 0), coalesce(sum(gpu_s), 0) / 3600, coalesce(sum(usd), 0),
-                coalesce(sum(in_doubt_usd), 0) FROM unit_cells"""
+                """SELECT coalesce(sum(generated), 0), coalesce(sum(gpu_s), 0) / 3600, coalesce(sum(known_usd), 0),
+                coalesce(sum(in_doubt_usd), 0) FROM spend"""
             )
         )
         planned = store.first(con.execute("SELECT coalesce(sum(planned), 0) FROM coverage_by_purpose"))
@@ -239,8 +239,8 @@ def catalog_facts(project: Project) -> dict[str, Any]:
         ).fetchall()
         made = store.first(
             con.execute(
-                """SELECT coalesce(sum(generated), 0)::BIGINT, coalesce(sum(usd), 0), coalesce(sum(in_doubt_usd), 0),
-            coalesce(sum(gpu_s), 0) / 3600 FROM unit_cells"""
+                """SELECT coalesce(sum(generated), 0)::BIGINT, coalesce(sum(known_usd), 0), coalesce(sum(in_doubt_usd), 0),
+            coalesce(sum(gpu_s), 0) / 3600 FROM spend"""
             )
         )
     assert cells is not None, "aggregates have one row"

@@ -80,8 +80,8 @@ def _choose(project: Project, share: float) -> dict[str, dict[str, Any]]:
         n = max(1, round(share * (total[0] if total else 0)))
         rows: list[dict[str, Any]] = (
             con.sql(
-                f"""SELECT s.sample_id, p.plan_id, u.shard, s."offset" + u.shard_offset AS "offset", s.n_bytes, u.manifest,
-                    u.attempt {_OPEN_SAMPLES} ORDER BY md5(s.sample_id) LIMIT {n}"""
+                f"""SELECT s.sample_id, p.plan_id, u.shard, s."offset" + u.shard_offset AS "offset", s.n_bytes,
+                    u.manifest, u.attempt {_OPEN_SAMPLES} ORDER BY md5(s.sample_id) LIMIT {n}"""
             )
             .pl()
             .to_dicts()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,11 @@ def test_crash_before_the_rename_keeps_the_old_file(tmp_path: Path, point: str) 
         (errno.EACCES, "Check the folder's owner"),
         (errno.EROFS, "Check the folder's owner"),
         (errno.EISDIR, "Name another file"),
+        (errno.ENOTDIR, "Name another file"),
+        (errno.ENAMETOOLONG, "Name another file"),
+        (errno.ENOENT, "Name another file"),
+        (errno.EBUSY, "Name another file"),
+        (errno.EINVAL, "Name another file"),
     ],
 )
 def test_refusals_of_the_system_are_explained(tmp_path: Path, code: int, said: str) -> None:
@@ -111,6 +117,47 @@ def test_a_folder_or_a_file_in_the_way_is_explained(tmp_path: Path) -> None:
         write_atomic(tmp_path / "file" / "below", b"2", "it")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
     assert (tmp_path / "file").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "/proc/x", "/proc/x/y", "a" * 300])
+def test_places_where_no_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The folder itself, a folder of the system and an endless name are refused in words, and nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DistdataError, match=r"can't be written"):
+        write_atomic(Path(name), b"2", "it")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """A pipe gets the bytes and stays a pipe; no file takes the place of /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    write_atomic(pipe, b"data", "it")
+    reader.join(timeout=30)
+    assert got == [b"data"]
+    assert pipe.is_fifo()
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """Writing to a symbolic link replaces what it points to, whether that is there yet or not."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "file")
+    for data in (b"new", b"newer"):
+        write_atomic(tmp_path / "link", data, "it")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "far" / "file").read_bytes() == data
+    assert [p.name for p in (tmp_path / "far").iterdir()] == ["file"]
+
+
+def test_a_lock_that_can_not_be_made_is_explained(tmp_path: Path) -> None:
+    """A lock below a file is refused by name, without a traceback."""
+    (tmp_path / "file").write_bytes(b"1")
+    with pytest.raises(DistdataError, match=r"file/lock: can't be written"), exclusive_lock(tmp_path / "file/lock", ""):
+        pass
 
 
 def test_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:

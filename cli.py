@@ -40,7 +40,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen;
 
 
 def main() -> NoReturn:
-    """Run the command line; a user's error is one message and exit code 1, Ctrl-C is 130."""
+    """Run the command line; an error of the user or the system is one message and exit code 1, Ctrl-C is 130."""
     try:
         code = app(standalone_mode=False)  # the code of a typer.Exit, else what the command returned: None
         if code == INTERRUPTED:  # typer's own way of reporting Ctrl-C
@@ -55,6 +55,10 @@ def main() -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except OSError as e:
+        place = f"{e.filename}: " if e.filename is not None else ""
+        number = f" (errno {e.errno})" if e.errno is not None else ""
+        _fail(f"{place}{e.strerror or e}{number}.", 1)
     except Exception as e:
         if hasattr(e, "show") and hasattr(e, "exit_code"):  # click's own usage errors
             e.show()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import polars as pl
 from .catalogs.config import CONFIG_NAME, Policy, parse_config
 from .catalogs.errors import DistdataError
 from .catalogs.events import append_json
-from .catalogs.files import exclusive_lock, write_atomic
+from .catalogs.files import TMP_PREFIX, disk_errors, exclusive_lock, make_folder, write_atomic
 from .catalogs.gather import gather_report
 from .catalogs.hashing import content_hash
 from .catalogs.intake import ImportResult, changed_cells, define_cells, import_file, import_seeds
@@ -27,7 +29,7 @@ from .catalogs.seeds import from_arrow
 from .catalogs.tables import PlanRow
 from .curate.export_hf import Layout, export_hf
 from .curate.push_hub import push_to_hub
-from .generate.presets import load_preset
+from .generate.presets import Preset, load_preset
 from .generate.spool import leftover
 from .generate.teachers.registry import make_seeds, make_teacher, teacher_info
 from .stratify.budget import parse_budget
@@ -58,22 +60,51 @@ class Purchase:
 
 
 def init_project(root: Path, preset_name: str, n_seeds: int | None = None) -> ImportResult | None:
-    """Make a project in `root`: distdata.toml, the catalog and, for a bundled preset, its seeds.
+    """Make a project in `root`: the catalog, for a bundled preset its seeds, and last distdata.toml.
+
+    All or nothing: what fails leaves the folder as it was, and after a kill the same call goes on.
 
     Raises:
-        DistdataError: there is a distdata.toml already, or the preset is not known or not valid.
+        DistdataError: there is a distdata.toml already, the preset is not known or not valid, or its cells or
+            seeds can't be made.
     """
-    path = root / CONFIG_NAME
-    if path.exists():
-        raise DistdataError(f"{path}: a project is here already. Use another folder: distdata init --project DIR")
     preset = load_preset(preset_name)
     config = parse_config(preset.text, preset_name if preset.generator is None else f"preset {preset_name}")
-    write_atomic(path, preset.text.encode(), "init.config")
-    project = Project(root.resolve(), config)
-    define_cells(project)
-    if preset.generator is None or n_seeds == 0:
-        return None
-    return import_generated(project, preset.generator, n_seeds or preset.n_seeds, {})
+    with disk_errors(root / CONFIG_NAME):
+        is_new = not root.exists()
+        make_folder(root)
+    lock = root / f"{TMP_PREFIX}init-lock"
+    try:
+        with exclusive_lock(lock, f"{root}: process {{holder}} is making a project here; wait for it."):
+            try:
+                return _make_project(Project(root.resolve(), config), preset, n_seeds)
+            finally:
+                lock.unlink(missing_ok=True)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                root.rmdir()
+        raise
+
+
+def _make_project(project: Project, preset: Preset, n_seeds: int | None) -> ImportResult | None:
+    path = project.root / CONFIG_NAME
+    if path.exists():
+        raise DistdataError(f"{path}: a project is here already. Use another folder: distdata init --project DIR")
+    is_new = not project.events_dir.exists() and not project.catalog_path.exists()
+    try:
+        define_cells(project)
+        done = None
+        if preset.generator is not None and n_seeds != 0:
+            done = import_generated(project, preset.generator, n_seeds or preset.n_seeds, {})
+        write_atomic(path, preset.text.encode(), "init.config")  # last: with it the folder is a project
+    except BaseException:
+        if is_new:
+            shutil.rmtree(project.events_dir, ignore_errors=True)
+            for made in (project.catalog_path, project.catalog_path.with_name(project.catalog_path.name + ".wal")):
+                made.unlink(missing_ok=True)
+        raise
+    return done
 
 
 def import_seed_file(project: Project, path: Path) -> ImportResult:
@@ -211,9 +242,9 @@ def _settle_spools(project: Project, old: Mapping[str, Any], teacher_hash: str) 
     left = leftover(paths)
     if left.n_good and old["teacher_hash"] == teacher_hash:
         raise DistdataError(
-            f"plan {old['plan_id']} was interrupted with {left.n_good} paid answers in {len(paths)} unfinished "
-            f"unit(s). Run `distdata generate --plan {old['plan_id']} --only-started` to finish just these; they then count as "
-            "credit here."
+            f"plan {old['plan_id']} was interrupted with {left.n_good} paid answers in {len(paths)} unfinished units. "
+            "Finish just these first, and they count as credit here: "
+            f"distdata generate --plan {old['plan_id']} --only-started"
         )
     if left.known_usd or left.in_doubt_usd:
         note = f"{left.n_good} answers of another teacher version, never committed" if left.n_good else "failed draws"

@@ -239,8 +239,8 @@ def catalog_facts(project: Project) -> dict[str, Any]:
         ).fetchall()
         made = store.first(
             con.execute(
-                """SELECT coalesce(sum(generated), 0)::BIGINT, coalesce(sum(known_usd), 0), coalesce(sum(in_doubt_usd), 0),
-            coalesce(sum(gpu_s), 0) / 3600 FROM spend"""
+                """SELECT coalesce(sum(generated), 0)::BIGINT, coalesce(sum(known_usd), 0),
+            coalesce(sum(in_doubt_usd), 0), coalesce(sum(gpu_s), 0) / 3600 FROM spend"""
             )
         )
     assert cells is not None, "aggregates have one row"

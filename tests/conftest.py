@@ -132,7 +132,8 @@ class Tiny:
 
     def command(self, project: Project, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
         """Run the command line in a process of its own, as a user does."""
-        return subprocess.run(self.command_line(project, *arguments), capture_output=True, text=True, check=False, **how)
+        line = self.command_line(project, *arguments)
+        return subprocess.run(line, capture_output=True, text=True, check=False, **how)
 
     def command_line(self, project: Project, *arguments: str) -> list[str]:
         """Return the command that `command` runs."""
@@ -250,6 +251,9 @@ class Crashes:
         self._server = subprocess.Popen(
             [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )  # fmt: skip
+        assert self._server.stdin is not None, "a pipe was asked for"
+        assert self._server.stdout is not None, "a pipe was asked for"
+        self._jobs, self._answers = self._server.stdin, self._server.stdout
 
     def run(
         self, project: Project, stop_at: int | None = None, *, do: str = "generate", mode: str = "missing",
@@ -257,10 +261,9 @@ class Crashes:
     ) -> dict[str, Any]:  # fmt: skip
         """Run until the `stop_at`-th effect, or to the end: killed, code, effects seen, error."""
         job = {"root": str(project.root), "do": do, "mode": mode, "stop_at": stop_at, "target_bytes": target_bytes}
-        assert self._server.stdin and self._server.stdout, "both are pipes"
-        self._server.stdin.write(json.dumps(job) + "\n")
-        self._server.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._server.stdout.readline())
+        self._jobs.write(json.dumps(job) + "\n")
+        self._jobs.flush()
+        answer: dict[str, Any] = json.loads(self._answers.readline())
         return answer
 
     def finish(self, project: Project, **how: Any) -> list[str]:
@@ -271,10 +274,9 @@ class Crashes:
 
     def close(self) -> None:
         """Stop the server."""
-        assert self._server.stdin and self._server.stdout, "both are pipes"
-        self._server.stdin.close()
+        self._jobs.close()
         self._server.wait(timeout=30)
-        self._server.stdout.close()
+        self._answers.close()
 
 
 def _toml(values: dict[str, Any]) -> str:

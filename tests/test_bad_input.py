@@ -469,6 +469,28 @@ def test_outputs_that_can_not_be_written(root: Path, capfd: pytest.CaptureFixtur
     refused(root, capfd, [*args, str(below)], f"{below}: can't be written", "Name another file")
 
 
+@pytest.mark.parametrize("place", ["", ".", "/", "/proc/x", "/proc/x/y", "a" * 300])
+@pytest.mark.parametrize("args", [["sql", "select 1", "--out"], ["report", "--out"], ["export", "hf"]])
+def test_places_where_nothing_can_be_written(
+    root: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, args: list[str], place: str
+) -> None:
+    """An empty name, the folder itself, a folder of the system and an endless name are one message, no traceback."""
+    monkeypatch.chdir(root)
+    refused(root, capfd, [*args, place], place[:100] if place.strip("./") else "error: ")
+
+
+@pytest.mark.parametrize("command", [["status"], ["plan", "--budget", "5samples"], ["generate"], ["init"], ["report"]])
+@pytest.mark.parametrize("below", ["", "sub"])
+def test_a_file_as_the_project(root: Path, capfd: pytest.CaptureFixture[str], command: list[str], below: str) -> None:
+    """A project in the place of a file, or below one, is refused with the path of its distdata.toml."""
+    place = root / "seeds.jsonl" / below
+    assert run(place, *command) == 1
+    said = capfd.readouterr().err
+    assert said.startswith(f"error: {place / 'distdata.toml'}: can't be ")
+    assert "Not a directory" in said
+    assert "Traceback" not in said
+
+
 def test_export_into_a_folder_in_use(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A folder that holds something else is not exported into, with --overwrite either."""
     target = root / "data"

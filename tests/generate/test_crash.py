@@ -54,7 +54,9 @@ def test_effects_are_those_we_think(planned: Any, tiny: Any, crashes: Any) -> No
 
 
 @pytest.mark.parametrize("all_pairs", FORMS)
-def test_killed_at_any_effect(all_pairs: bool, kind: str, planned: Any, tiny: Any, crashes: Any, tmp_path: Path) -> None:
+def test_killed_at_any_effect(
+    all_pairs: bool, kind: str, planned: Any, tiny: Any, crashes: Any, tmp_path: Path
+) -> None:
     """Killed at any one effect, and at pairs in sequence, a run resumes to what it would have been."""
     whole = tiny.copy(planned, tmp_path / "whole")
     effects = crashes.finish(whole)

@@ -9,7 +9,7 @@ import pytest
 
 from distdata.generate.tasks import size_unit
 
-N_DRAWS = 40
+N_DRAWS = 160
 
 
 def on_ray(tiny: Any, project: Any, workers: int) -> None:
@@ -25,17 +25,18 @@ def planned(tiny: Any, tmp_path: Path) -> Any:
 
 
 def test_any_engine_and_number_of_workers_gives_the_same_shards(planned: Any, tiny: Any, tmp_path: Path) -> None:
-    """In this process and on Ray with 2 and 3 workers: byte-equal shards, each draw asked for once."""
+    """In this process and on Ray with 3 workers: byte-equal shards, each draw asked for once.
+
+    (One worker is below; two, killed now and then, are in test_ray_chaos.)
+    """
     here = tiny.copy(planned, tmp_path / "inprocess")
     tiny.run(here)
     tiny.assert_whole(here, None, 0, 3)
-    shards = tiny.shards(here)
-    assert len(shards) >= 8
-    for workers in (2, 3):
-        there = tiny.copy(planned, tmp_path / f"ray-{workers}")
-        on_ray(tiny, there, workers)
-        tiny.assert_whole(there, shards, 0, 3)
-        assert sorted(tiny.calls(there)) == sorted(tiny.draws(there))
+    assert len(tiny.shards(here)) >= 8
+    there = tiny.copy(planned, tmp_path / "ray")
+    on_ray(tiny, there, 3)
+    tiny.assert_whole(there, tiny.shards(here), 0, 3)
+    assert sorted(tiny.calls(there)) == sorted(tiny.draws(there))
 
 
 def test_a_plan_begun_on_one_engine_is_finished_on_the_other(planned: Any, tiny: Any, crashes: Any) -> None:
@@ -54,7 +55,7 @@ def test_a_users_error_on_ray_is_one_message(tiny: Any, tmp_path: Path) -> None:
     tiny.break_teacher(project, {"raise": None})
     done = tiny.command(project, "generate", "--engine", "ray", "--workers", "1", timeout=300)
     assert done.returncode == 1
-    assert "error: teacher tiny: the first 3 draws all failed; the first one: error: RuntimeError" in done.stderr
+    assert "error: teacher tiny: the first 7 draws all failed; the first one: error: RuntimeError" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distdata.catalogs.errors import DistdataError
-from distdata.generate.spool import Answer, Spool
+from distdata.generate.spool import Answer, Leftover, Spool, leftover
 
 KEY = "plan/0/0/3/first"
 OTHER = "plan/0/1/3/first/1/first/retry"
@@ -128,6 +128,25 @@ def test_answers_to_another_task_are_paid_but_not_used(tmp_path: Path) -> None:
     assert state.answers == [answer(0)]
     assert state.in_doubt_usd == {1: 0.25}
     assert (state.other_usd, state.other_in_doubt_usd) == (0.5, 0.0)
+
+
+def test_what_a_given_up_spool_cost(tmp_path: Path) -> None:
+    """Known and doubtful dollars of abandoned spools are summed over files and tasks; only good answers count."""
+    path = tmp_path / "u.spool"
+    spool = Spool(path, KEY)
+    spool.ask([0, 1, 2], 0.25)
+    spool.got([answer(0), failure(1)])
+    spool.close()
+    other = Spool(tmp_path / "v.spool", OTHER)
+    other.ask([0], 0.5)
+    other.close()
+    again = Spool(tmp_path / "v.spool", OTHER)
+    again.ask([0], 0.5)
+    again.got([answer(0)])
+    again.close()
+    found = leftover([path, tmp_path / "v.spool"])
+    # answered: 0.25 and the failure's 0.5, then 0.25; in doubt: draw 2, and the first ask of the other file
+    assert found == Leftover(n_good=2, gpu_s=900.0 + 1.0 + 900.0, known_usd=1.0, in_doubt_usd=0.75)
 
 
 def test_remove_leaves_nothing_and_close_leaves_everything(tmp_path: Path) -> None:

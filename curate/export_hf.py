@@ -195,7 +195,8 @@ def _scan(project: Project, choice: Choice, kind: str, tick: Tick) -> dict[str, 
             types.see(sample.members)
         except ValueError as e:
             raise DistdataError(
-                f"export: sample {sample.facts['sample_id']}: {e}. Run `distdata verify` to see what else is damaged."
+                f"export: sample {sample.facts['sample_id']}: {e}. Run `distdata catalog check` to see what "
+                "else is damaged."
             ) from None
         tick(1)
     return types.members()

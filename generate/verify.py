@@ -14,7 +14,7 @@ from ..catalogs.manifests import read_manifest
 from ..catalogs.plans import SavedPlan, load_plan
 from ..catalogs.project import Project
 from ..catalogs.protocol import Draw, TeacherInfo
-from ..catalogs.shards import read_sample
+from ..catalogs.samples import read_stored
 from .ask import Asker
 from .run import check_teacher
 from .run_unit import encode_draw, request_of
@@ -135,8 +135,7 @@ def _compare(
     if members is None:
         result.different.append((row["sample_id"], f"now invalid: {reason}"))
         return
-    with project.storage.open(stored["shard"]) as f:
-        old = read_sample(f, stored["offset"], stored["n_bytes"])
+    old = read_stored(project.storage, stored["shard"], stored["offset"], stored["n_bytes"])
     wrong = _difference(old, dict(members), exact=info.reproducible == "exact" and not stored["alone"])
     if wrong:
         result.different.append((row["sample_id"], wrong))

@@ -20,6 +20,7 @@ from distdata.catalogs.check import check_project
 from distdata.catalogs.codec import decode_member
 from distdata.catalogs.errors import BusyError, DistdataError
 from distdata.catalogs.files import atomic_file, disk_errors
+from distdata.catalogs.register import rebuild
 from distdata.catalogs.shards import read_sample
 from distdata.cycle import plan_purchase, save_purchase
 from distdata.generate.run import choose_mode
@@ -252,8 +253,13 @@ def test_a_full_cycle_of_trouble_rebuilds_to_equal_tables(project: Any, tiny: An
     tiny.heal_teacher(project)
     assert tiny.rebuilt_tables(project) == tiny.tables(project)
     tiny.run(project, mode="retry-failed")
-    assert tiny.rebuilt_tables(project) == tiny.tables(project)
     assert tiny.sql(project, "SELECT count(*), count(DISTINCT sample_id) FROM samples") == [(len(draws), len(draws))]
+    tables = tiny.tables(project)
+    project.catalog_path.unlink()
+    assert tiny.run(project).asked == 0, "without a catalog nothing is asked again"
+    assert tiny.tables(project) == tables
+    rebuild(project)
+    assert tiny.tables(project) == tables
 
 
 def test_a_rebuild_in_many_small_batches_gives_equal_tables(

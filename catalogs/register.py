@@ -23,7 +23,7 @@ from .project import Project
 from .views import view_statements
 
 BATCH = 256
-FLUSH_EVERY_S = 1.0
+FLUSH_EVERY_S = 2.0
 GLANCE_S = 0.2
 
 
@@ -298,7 +298,7 @@ def _insert_rows(con: duckdb.DuckDBPyConnection, tables: list[pa.Table], units: 
 
 
 class Registrar:
-    """Registers manifests as they arrive, at most about once a second, and never makes generation wait."""
+    """Registers manifests as they arrive, about every two seconds, and never makes generation wait."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -310,7 +310,7 @@ class Registrar:
         self._waiting.append(manifest)
 
     def flush_now_and_then(self) -> None:
-        """Register what waits if the last time was a second ago and the catalog is free."""
+        """Register what waits if the last time was a while ago and the catalog is free."""
         if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
             self.flush()
 

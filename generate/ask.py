@@ -15,6 +15,8 @@ from ..catalogs.protocol import Draw, Failure, Request, Teacher
 LOAD_S = 1800.0  # a large model may take this long to load before its first answer
 RELOAD = 5.0  # a later load may take this many times as long as the first one, and a second more
 MAX_REASON_CHARS = 500
+_PLAIN_TEXT = (str, type(None))
+_PLAIN_COST = (float, type(None))
 FAILURES = get_args(get_type_hints(Failure)["kind"])
 
 
@@ -171,7 +173,9 @@ def checked(answer: Draw | Failure) -> Draw | Failure:
         wrong = f"members is a {type(members).__name__}, want a mapping with at least one member"
     if wrong:
         return Failure(seed_id=answer.seed_id, k=answer.k, kind="invalid", reason=wrong[:MAX_REASON_CHARS], usd=usd)
-    outcome = None if answer.outcome is None else str(answer.outcome)
+    if type(said) in _PLAIN_TEXT and type(answer.gpu_s) in _PLAIN_COST and type(answer.usd) in _PLAIN_COST:
+        return answer  # nothing to put right, which is the rule
+    outcome = None if said is None else str(said)
     return Draw(
         seed_id=answer.seed_id, k=answer.k, members=answer.members, outcome=outcome, gpu_s=gpu_s, usd=usd
     )  # fmt: skip

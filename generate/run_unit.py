@@ -205,7 +205,8 @@ def _ask(
     first, last = positions[0], positions[-1]
     together = task.rows.slice(first, last - first + 1).to_pylist()
     rows = [together[i - first] for i in positions]
-    requests = [request_of(r, task.capture) for r in rows]
+    capture = frozenset(task.capture)
+    requests = [request_of(r, capture) for r in rows]
     if spool is not None:
         spool.ask(positions, task.usd_per_draw)
     where = {(r["seed_id"], r["k"]): (i, r) for i, r in zip(positions, rows, strict=True)}
@@ -240,7 +241,7 @@ def _share_cost(answers: list[Answer], total_s: float, info: TeacherInfo) -> Non
             a.usd = a.gpu_s / 3600 * info.usd_per_gpuh
 
 
-def request_of(row: Mapping[str, Any], capture: Sequence[str]) -> Request:
+def request_of(row: Mapping[str, Any], capture: frozenset[str]) -> Request:
     """Build the request of one plan row."""
     return Request(
         seed_id=row["seed_id"],
@@ -249,7 +250,7 @@ def request_of(row: Mapping[str, Any], capture: Sequence[str]) -> Request:
         axes=_axes(row["axes"]),
         scenario=row["scenario"],
         params=json.loads(row["params"]),
-        capture=frozenset(capture),
+        capture=capture,
     )
 
 

@@ -109,7 +109,7 @@ def _replay_plan(
             continue
         batch = task_rows(plan, start, stop).to_pylist()
         by_key = {(r["seed_id"], r["k"]): r for r in batch}
-        for timed in asker.ask([request_of(r, units.capture) for r in batch]):
+        for timed in asker.ask([request_of(r, frozenset(units.capture)) for r in batch]):
             row = by_key[timed.answer.seed_id, timed.answer.k]
             if row["sample_id"] in chosen:
                 _compare(project, units, info, row, timed.answer, chosen[row["sample_id"]], result)

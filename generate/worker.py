@@ -61,7 +61,10 @@ class Worker:
 
 
 def limit_threads(n: int) -> None:
-    """Fix how many threads a teacher's mathematics may use: bits and speed depend on it."""
+    """Fix how many threads torch may use, and what is not loaded yet: bits and speed depend on it.
+
+    A numpy that is loaded already keeps its own threads; Ray workers and their children obey in full.
+    """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(n)
     if "torch" in sys.modules:

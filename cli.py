@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -64,6 +67,24 @@ def main() -> NoReturn:
             e.show()
             sys.exit(e.exit_code)
         raise
+
+
+def run() -> NoReturn:
+    """Run `main` as a process of its own and leave without the libraries' exit-time teardown.
+
+    Thread pools of native libraries (Arrow, DuckDB, Polars) now and then abort a process that is already done while
+    they are destroyed on a busy machine; by then everything is written and synced, so nothing is left to tear down.
+    """
+    code: object = 0
+    try:
+        main()
+    except SystemExit as e:
+        code = e.code
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a closed pipe has nobody to tell
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _fail(text: str, code: int) -> NoReturn:

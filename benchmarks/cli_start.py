@@ -10,7 +10,7 @@ import time
 from .report import emit, small, versions
 
 BAR_S = 0.3
-OURS = [sys.executable, "-c", "import sys; sys.argv = ['distdata', '--help']; from distdata.cli import main; main()"]
+OURS = [sys.executable, "-c", "import sys; sys.argv = ['distdata', '--help']; from distdata.cli import run; run()"]
 RIVAL = [sys.executable, "-c", "import typer"]
 BARE = [sys.executable, "-c", "pass"]
 

@@ -137,7 +137,7 @@ class Tiny:
 
     def command_line(self, project: Project, *arguments: str) -> list[str]:
         """Return the command that `command` runs."""
-        main = "from distdata.cli import main; main()"
+        main = "from distdata.cli import run; run()"
         return [sys.executable, "-c", main, *arguments, "--project", str(project.root)]
 
     def break_teacher(self, project: Project, faults: dict[str, list[tuple[str, int]] | None]) -> None:

@@ -256,7 +256,7 @@ def test_failed_draws_are_told_and_asked_again(tmp_path: Path) -> None:
 
 def test_a_broken_pipe_is_no_error(root: Path) -> None:
     """A reader that stops early, as `head` does, ends the command quietly."""
-    code = "from distdata.cli import main; import sys; sys.argv = ['d', 'sql', 'select * from range(300000)']; main()"
+    code = "from distdata.cli import run; import sys; sys.argv = ['d', 'sql', 'select * from range(300000)']; run()"
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as p:
@@ -303,3 +303,17 @@ def test_exit_codes_of_commands_pass_through() -> None:
         "@cli.app.command()\ndef red():\n    raise typer.Exit(3)\ncli.main()"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["--version"], 0), (["status", "--project", "nowhere"], 1), (["nope"], 2)]
+)
+def test_the_process_leaves_with_the_commands_code_and_all_its_output(words: list[str], code: int) -> None:
+    """`run`, the installed command, skips the libraries' teardown and loses neither exit code nor a byte."""
+    start = "import sys; sys.argv = ['distdata', *sys.argv[1:]]; print('x' * 300_000); "
+    call = [sys.executable, "-c", start + "from distdata.cli import run; run()", *words]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stdout.startswith("x" * 300_000 + "\n")
+    assert "Traceback" not in done.stderr
+    assert bool(done.stderr) == (code != 0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-DISTDATA = [sys.executable, "-c", "from distdata.cli import main; main()"]
+DISTDATA = [sys.executable, "-c", "from distdata.cli import run; run()"]
 # the readers take no processor from the teacher, so that what is measured is the waiting for locks
 READER = [
     "nice",

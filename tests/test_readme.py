@@ -24,7 +24,7 @@ def test_every_command_of_the_first_run_works_as_shown(tmp_path: Path) -> None:
         words = shlex.split(command)
         assert words[0] == "distdata", command
         run = subprocess.run(
-            [sys.executable, "-c", "from distdata.cli import main; main()", *words[1:]],
+            [sys.executable, "-c", "from distdata.cli import run; run()", *words[1:]],
             cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from . import __version__
+from .catalogs.console import AsJson, DryRun, ProjectDir, emit, open_here, say, screen
 from .catalogs.errors import DistdataError
+from .generate.ingest.commands import ingest_app
 
 if TYPE_CHECKING:
+    from .catalogs.comparison import Comparison
     from .catalogs.project import Project
     from .cycle import Purchase
-    from .generate.run import RunResult
 
 app = typer.Typer(
     name="distdata",
@@ -33,13 +33,10 @@ app = typer.Typer(
 catalog_app = typer.Typer(no_args_is_help=True, help="Look after the catalog: seeds in, tables out, checks, rebuild.")
 export_app = typer.Typer(no_args_is_help=True, help="Write the corpus in the form that other tools read.")
 app.add_typer(catalog_app, name="catalog")
+app.add_typer(ingest_app, name="ingest")
 app.add_typer(export_app, name="export")
 
 INTERRUPTED = 130
-
-ProjectDir = Annotated[Path, typer.Option("--project", "-p", help="Folder of the project.", show_default="here")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; spend and write nothing.")]
 
 
 def main() -> NoReturn:
@@ -92,27 +89,6 @@ def _fail(text: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _open(project_dir: Path) -> Project:
-    from .catalogs.intake import open_project
-
-    return open_project(project_dir)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _emit(as_json: bool, data: Any, text: Callable[[], str]) -> None:
-    print(json.dumps(data, default=str) if as_json else text())
-
-
-def _screen() -> dict[str, Any]:
-    import shutil
-
-    tty = sys.stdout.isatty()
-    return {"width": shutil.get_terminal_size((100, 24)).columns if tty else 100, "color": tty}
-
-
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -133,7 +109,7 @@ def init(
     done = init_project(project, preset, seeds)
     n = done.n_seeds if done else 0
     splits = ", ".join(f"{count:,} {split}" for split, count in (done.per_split if done else {}).items())
-    _emit(
+    emit(
         as_json,
         {"project": str(project.resolve()), "preset": preset, "n_seeds": n, "splits": done.per_split if done else {}},
         lambda: (
@@ -154,11 +130,11 @@ def catalog_import(
     """Import scenario seeds: from a file, or from a generator (crossing, highway, module:function)."""
     from .cycle import import_generated, import_seed_file
 
-    here = _open(project)
+    here = open_here(project)
     done = import_generated(here, source, n, {}) if n is not None else import_seed_file(here, Path(source))
     splits = ", ".join(f"{count:,} {split}" for split, count in done.per_split.items())
     known = f"{done.source}: imported before, nothing to do."
-    _emit(
+    emit(
         as_json,
         {"source": done.source, "n_seeds": done.n_seeds, "splits": done.per_split, "known": done.known},
         lambda: known if done.known else f"{done.source}: {done.n_seeds:,} seeds imported ({splits}).",
@@ -171,15 +147,15 @@ def catalog_show(project: ProjectDir = Path(), as_json: AsJson = False) -> None:
     from .catalogs.gather import catalog_facts, coverage_cells
     from .catalogs.tables import coverage_table
 
-    here = _open(project)
+    here = open_here(project)
     facts = catalog_facts(here)
-    _emit(
+    emit(
         as_json,
         facts,
         lambda: (
             "\n".join(f"{k:<16}{v}" for k, v in facts.items())
             + "\n\n"
-            + coverage_table(coverage_cells(here), "coverage: kept of target", **_screen())
+            + coverage_table(coverage_cells(here), "coverage: kept of target", **screen())
         ),
     )
 
@@ -194,7 +170,7 @@ def catalog_rebuild(project: ProjectDir = Path(), as_json: AsJson = False) -> No
     here = Project.open(project)
     rebuild(here)
     facts = catalog_facts(here)
-    _emit(as_json, facts, lambda: f"{here.catalog_path}: rebuilt. {facts['samples']} samples, {facts['seeds']} seeds.")
+    emit(as_json, facts, lambda: f"{here.catalog_path}: rebuilt. {facts['samples']} samples, {facts['seeds']} seeds.")
 
 
 @catalog_app.command("check")
@@ -203,7 +179,7 @@ def catalog_check(project: ProjectDir = Path(), as_json: AsJson = False) -> None
     from .catalogs.check import check_project
     from .catalogs.tables import size
 
-    found = check_project(_open(project))
+    found = check_project(open_here(project))
     lines = [f"{d.shard}: {d.text}" for d in found.damaged]
     strays = [
         f"{name}: no manifest names it (left by a crash; the next generate removes it)" for name in found.unreferenced
@@ -215,7 +191,7 @@ def catalog_check(project: ProjectDir = Path(), as_json: AsJson = False) -> None
         "unreferenced": found.unreferenced,
         "damaged": [asdict(d) for d in found.damaged],
     }
-    _emit(
+    emit(
         as_json,
         data,
         lambda: "\n".join(
@@ -244,19 +220,31 @@ def sql(
     from .catalogs import store
     from .catalogs.output import write_result
 
-    table = store.query(_open(project).catalog_path, query)
+    table = store.query(open_here(project).catalog_path, query)
     chosen = "json" if as_json else format or ("table" if sys.stdout.isatty() and out is None else "csv")
-    write_result(table, chosen, out, **_screen())
+    write_result(table, chosen, out, **screen())
 
 
 @app.command()
 def plan(
-    budget: Annotated[str | None, typer.Option(help="20000samples, 400gpuh or $800.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="20000samples, 400gpuh or $800; a gate plan without one buys what its gates need."),
+    ] = None,
     purpose: Annotated[str, typer.Option(help="train, gate, confirm or pilot.")] = "train",
     policy: Annotated[str | None, typer.Option(help="gate, uniform, fleet or neyman [default: distdata.toml].")] = None,
+    top_up: Annotated[
+        bool, typer.Option("--top-up", help="Keep the targets in force; buy what verifiers' rejections left short.")
+    ] = False,
     explain: Annotated[
         str | None, typer.Option(help="Say why a cell or slice gets its number, and plan nothing.")
     ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Put policies side by side, as in fleet,uniform,gate, and plan nothing.")
+    ] = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Price the whole programme of [costs], and plan nothing.")
+    ] = False,
     boost: Annotated[list[str] | None, typer.Option(help="CELL_OR_SLICE=FACTOR; may be repeated.")] = None,
     allow_undecidable: Annotated[
         bool, typer.Option("--allow-undecidable", help="Plan around what can't be met.")
@@ -266,57 +254,55 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Decide what to buy within a budget: samples per cell, seeds, K draws each, and the cost."""
-    from .catalogs.plans import open_plans
-    from .catalogs.tables import plan_table
-    from .cycle import parse_boosts, plan_purchase, plan_table_rows, save_purchase
-    from .stratify.explain import explain as explain_plan
+    from . import cycle
 
-    here = _open(project)
-    if budget is None:
-        same = [p for p in open_plans(here) if p["purpose"] == purpose] if explain else []
-        if not same:
-            raise DistdataError("plan: how much? Give --budget 2000samples, 400gpuh or $800.")
-        budget = str(same[-1]["budget"])
-    bought = plan_purchase(
-        here, budget=budget, purpose=purpose, policy=policy, boosts=parse_boosts(boost or []),  # type: ignore[arg-type]
-        allow_undecidable=allow_undecidable, dry_run=dry_run or explain is not None,
-    )  # fmt: skip
+    here = open_here(project)
+    if cost:
+        _show_costs(here, as_json)
+    elif compare is not None:
+        found = cycle.compare_plans(
+            here, budget=budget, policies=compare, purpose=purpose, allow_undecidable=allow_undecidable,  # type: ignore[arg-type]
+        )  # fmt: skip
+        _show_comparison(found, as_json)
+    else:
+        bought = cycle.plan_purchase(
+            here, budget=budget or (cycle.last_budget(here, purpose) if explain else None), purpose=purpose,  # type: ignore[arg-type]
+            policy=policy, boosts=cycle.parse_boosts(boost or []), top_up=top_up,  # type: ignore[arg-type]
+            allow_undecidable=allow_undecidable, dry_run=dry_run or explain is not None,
+        )  # fmt: skip
+        _show_plan(here, bought, explain, dry_run, as_json)
+
+
+def _show_plan(project: Project, bought: Purchase, explain: str | None, dry_run: bool, as_json: bool) -> None:
+    from .cycle import save_purchase
+    from .stratify.explain import explain as explain_plan
+    from .stratify.words import plan_facts, plan_words
+
     if explain is not None:
         lines = explain_plan(bought.plan, explain)
-        _emit(as_json, {"explain": lines}, lambda: "\n".join(lines))
+        emit(as_json, {"explain": lines}, lambda: "\n".join(lines))
         return
-    saved = not dry_run and bought.plan.n_fresh > 0 and save_purchase(here, bought)
-    _emit(
+    saved = not dry_run and bought.plan.n_fresh > 0 and save_purchase(project, bought)
+    emit(
         as_json,
-        {**bought.header, "saved": saved, "known": bought.known, "shortfall": bought.plan.shortfall,
-         "cells": bought.plan.cells.to_dicts()},
-        lambda: plan_table(plan_table_rows(bought.plan), **_screen()) + "\n" + _plan_words(bought, saved, dry_run),
-    )  # fmt: skip
+        {**bought.header, "saved": saved, "known": bought.known, **plan_facts(bought.plan)},
+        lambda: plan_words(bought.plan, bought.plan_id, saved=saved, dry_run=dry_run, **screen()),
+    )
 
 
-def _plan_words(bought: Purchase, saved: bool, dry_run: bool) -> str:
-    from .catalogs.tables import count, duration, usd
-    from .cycle import layer_shares
+def _show_comparison(found: Comparison, as_json: bool) -> None:
+    from .catalogs.compare_table import compare_table
 
-    p = bought.plan
-    n_seeds = p.draws["seed_id"].n_unique()
-    lines = [
-        f"{count(p.n_target)} samples aimed at: {count(p.n_credit)} are there, {count(p.n_fresh)} to buy from "
-        f"{count(n_seeds)} seeds, {usd(p.usd)} ({duration(p.gpu_s)} of teacher time)."
-    ]
-    lines.append(f"By layer, of the samples and of what the fleet meets: {layer_shares(p)}.")
-    if p.shortfall:
-        lines.append(f"The budget exceeds what the seeds can give by {p.shortfall:,.6g}; import more seeds to use it.")
-    if p.n_marked:
-        lines.append(f"{p.n_marked} cells are marked undecidable; --explain CELL says why.")
-    if not p.n_fresh:
-        lines.append("Nothing to buy: every target is met by what is there.")
-    elif dry_run:
-        lines.append("Dry run: nothing was saved.")
-    else:
-        state = "saved" if saved else "is saved already"
-        lines.append(f"Plan {bought.plan_id} {state}. Next: distdata generate")
-    return "\n".join(lines)
+    size = screen()
+    emit(as_json, found.as_dict(), lambda: compare_table(found, size["width"], size["color"]))
+
+
+def _show_costs(project: Project, as_json: bool) -> None:
+    from .catalogs.cost_table import cost_words
+    from .cycle import programme_costs
+
+    table, size = programme_costs(project), screen()
+    emit(as_json, table.as_dict(), lambda: cost_words(table, size["width"], size["color"]))
 
 
 @app.command()
@@ -340,46 +326,48 @@ def generate(
     from .catalogs.gather import kept_by_cell
     from .generate.progress import ShowProgress
     from .generate.run import choose_mode, generate, outlook
+    from .generate.words import run_words
 
-    here = _open(project)
+    here = open_here(project)
     mode = choose_mode(retry_failed=retry_failed, repair=repair, only_started=only_started)
     if dry_run:
         facts = outlook(here, plan_id=plan_id, engine=engine, workers=workers, address=address, mode=mode)  # type: ignore[arg-type]
-        _emit(as_json, facts, lambda: "\n".join(f"{k:<12}{v}" for k, v in facts.items()))
+        emit(as_json, facts, lambda: "\n".join(f"{k:<12}{v}" for k, v in facts.items()))
         return
     before = kept_by_cell(here)
     done = generate(
         here, ShowProgress(), plan_id=plan_id, engine=engine, workers=workers, address=address, mode=mode,  # type: ignore[arg-type]
     )  # fmt: skip
-    _emit(as_json, done.as_dict(), lambda: _run_words(here, done, before))
+    emit(as_json, done.as_dict(), lambda: run_words(here, done, before, **screen()))
     if done.failures:
-        _say("Ask the failed draws again with: distdata generate --retry-failed")
+        say("Ask the failed draws again with: distdata generate --retry-failed")
 
 
-def _run_words(project: Project, done: RunResult, before: dict[str, int]) -> str:
-    from .catalogs.gather import coverage_cells
-    from .catalogs.tables import count, coverage_table, usd
+@app.command()
+def estimate(
+    expr: Annotated[str, typer.Argument(help="An SQL expression over a draw's columns: gpu_s, outcome = 'stops'.")],
+    by: Annotated[str | None, typer.Option(help="Axes, scenario, layer, cell or slice: weather,light.")] = None,
+    where: Annotated[str | None, typer.Option(help="Only draws for which this SQL condition holds.")] = None,
+    total: Annotated[bool, typer.Option("--total", help="The sum over the frame's seeds instead of the mean.")] = False,
+    form: Annotated[str, typer.Option(help="ratio or ht (Horvitz-Thompson).")] = "ratio",
+    target: Annotated[
+        str, typer.Option(help="superpopulation, or frame: the imported seeds alone.")
+    ] = "superpopulation",
+    purpose: Annotated[str, typer.Option(help="Whose seeds: train, gate or confirm.")] = "train",
+    teacher: Annotated[str | None, typer.Option(help="A version or hash [default: the newest].")] = None,
+    project: ProjectDir = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Estimate a fleet-level mean, share or total from the weighted draws, with its error."""
+    from .cycle import estimate_fleet
+    from .stratify.estimate_words import estimate_words
 
-    lines = [*done.damaged]
-    if done.asked:
-        lines.append(coverage_table(coverage_cells(project, before), "coverage, before and now", **_screen()) + "\n")
-    if done.asked == 0 and not done.damaged:
-        lines.append(
-            f"plan {done.plan_id}: nothing to do, {count(done.generated)} of {count(done.total)} draws are there."
-        )
-    else:
-        doubt = f" (and {usd(done.in_doubt_usd)} in doubt after a crash)" if done.in_doubt_usd else ""
-        lines.append(
-            f"plan {done.plan_id}: {count(done.generated)} of {count(done.total)} draws are there; this run spent "
-            f"{usd(done.usd)}{doubt}."
-        )
-    lines += [f"  failed: {n:,} x {kind}: {reason}" for kind, reason, n in done.failures]
-    if done.unregistered:
-        lines.append(
-            f"{done.unregistered} units are committed and not yet in the catalog (busy); the next command adds them."
-        )
-    lines.append(f"Shards: {project.storage.address(done.plan_id)}")
-    return "\n".join(lines)
+    found, remarks = estimate_fleet(
+        open_here(project), expr, by=by, where=where, total=total, form=form, target=target, purpose=purpose,
+        teacher=teacher,
+    )  # fmt: skip
+    data = {"estimates": found.table.to_dicts(), "about": [*found.words(), *remarks]}
+    emit(as_json, data, lambda: estimate_words(found, remarks, **screen()))
 
 
 @app.command()
@@ -393,9 +381,9 @@ def compact(
     from .catalogs.packing import compact_project
     from .catalogs.tables import size
 
-    done = compact_project(_open(project), int(target_mb * 1e6), dry_run=dry_run)
+    done = compact_project(open_here(project), int(target_mb * 1e6), dry_run=dry_run)
     would = "would become" if dry_run else "became"
-    _emit(
+    emit(
         as_json,
         {"n_before": done.n_before, "n_after": done.n_after, "n_bytes": done.n_bytes, "dry_run": dry_run},
         lambda: f"{done.n_before:,} shards {would} {done.n_after:,} ({size(done.n_bytes)} copied).",
@@ -412,8 +400,8 @@ def verify(
     from .generate.verify import parse_share
     from .generate.verify import replay as run_replay
 
-    done = run_replay(_open(project), parse_share(replay))
-    _emit(
+    done = run_replay(open_here(project), parse_share(replay))
+    emit(
         as_json,
         {"compared": done.n_compared, "equal": done.n_equal, "different": done.different, "promise": done.reproducible},
         lambda: (
@@ -437,8 +425,8 @@ def why(
     """Tell the life of one sample: its plan, weight, price, teacher, seed, siblings and place on disk."""
     from .catalogs.lives import life_of
 
-    facts = life_of(_open(project), sample_id)
-    _emit(as_json, facts, lambda: "\n".join(f"{k:<16}{v}" for k, v in facts.items()))
+    facts = life_of(open_here(project), sample_id)
+    emit(as_json, facts, lambda: "\n".join(f"{k:<16}{v}" for k, v in facts.items()))
 
 
 @app.command()
@@ -446,8 +434,8 @@ def status(project: ProjectDir = Path(), as_json: AsJson = False) -> None:
     """Show where the project stands: plans, draws made, spend, failures, what to do next."""
     from .catalogs.gather import catalog_facts
 
-    facts = catalog_facts(_open(project))
-    _emit(as_json, facts, lambda: "\n".join(f"{k:<16}{v}" for k, v in facts.items()))
+    facts = catalog_facts(open_here(project))
+    emit(as_json, facts, lambda: "\n".join(f"{k:<16}{v}" for k, v in facts.items()))
 
 
 @app.command()
@@ -459,8 +447,8 @@ def report(
     """Write one self-contained HTML page: coverage, spend, samples to look at."""
     from .cycle import write_report
 
-    path = write_report(_open(project), out)
-    _emit(as_json, {"report": str(path)}, lambda: f"{path} written; open it in a browser.")
+    path = write_report(open_here(project), out)
+    emit(as_json, {"report": str(path)}, lambda: f"{path} written; open it in a browser.")
 
 
 @export_app.command("hf")
@@ -476,5 +464,7 @@ def export_hf(
     """Write the training corpus as a Hugging Face dataset, with a card that shows its coverage."""
     from .cycle import export_dataset
 
-    done = export_dataset(_open(project), out, layout=layout, push=push, public=public, overwrite=overwrite, say=_say)
-    _emit(as_json, done, lambda: "\n".join(f"{k:<12}{v}" for k, v in done.items()))
+    done = export_dataset(
+        open_here(project), out, layout=layout, push=push, public=public, overwrite=overwrite, say=say
+    )
+    emit(as_json, done, lambda: "\n".join(f"{k:<12}{v}" for k, v in done.items()))

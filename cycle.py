@@ -6,38 +6,47 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
 
+from .catalogs.cases import mark_planned, settle_cases
+from .catalogs.comparison import Comparison
 from .catalogs.config import CONFIG_NAME, Policy, parse_config
-from .catalogs.errors import DistdataError
+from .catalogs.cost_table import CostTable
+from .catalogs.errors import DistdataError, nearest
 from .catalogs.events import append_json
 from .catalogs.files import TMP_PREFIX, disk_errors, exclusive_lock, make_folder, write_atomic
 from .catalogs.gather import gather_report
 from .catalogs.hashing import content_hash
 from .catalogs.intake import ImportResult, changed_cells, define_cells, import_file, import_seeds
-from .catalogs.plans import PlanInputs, catalog_state, open_plans, planning_inputs, save_plan
+from .catalogs.planning import PlanInputs, measured_costs, pilot_rows, planning_inputs
+from .catalogs.plans import catalog_state, corpus_size, open_plans, save_plan
 from .catalogs.project import Project
 from .catalogs.protocol import TeacherInfo
 from .catalogs.register import catch_up
 from .catalogs.report import render_report
 from .catalogs.seeds import from_arrow
-from .catalogs.tables import PlanRow
 from .curate.export_hf import Layout, export_hf
 from .curate.push_hub import push_to_hub
 from .generate.presets import Preset, load_preset
 from .generate.spool import leftover
 from .generate.teachers.registry import make_seeds, make_teacher, teacher_info
-from .stratify.budget import parse_budget
+from .stratify.budget import Budget, parse_budget
+from .stratify.compare import compare_policies, needed_draws, parse_policies
+from .stratify.costs import Assumed, Measured, cost_table
+from .stratify.minima import GateAims
+from .stratify.pilot import with_pilot
 from .stratify.plan import make_plan
-from .stratify.request import Plan, PlanRequest, Purpose, Rates, plan_id
+from .stratify.request import FRAME_SPLIT, Plan, PlanRequest, Purpose, Rates, plan_id
 from .stratify.splits import assign_splits
 
 HELD_OUT = ("gate", "confirm")
+AS_NEEDED = "as needed"
+"""The budget of a plan whose size follows from what it is for."""
 SAY_EVERY_S = 2.0
 
 
@@ -45,13 +54,16 @@ SAY_EVERY_S = 2.0
 class Purchase:
     """A plan with what it would be saved as. `known` says that the very same plan is saved already.
 
-    `state` is the catalog that the plan was computed from: (plans, units, imports) in it.
+    `state` is the catalog that the plan was computed from: (events, units) in it; `before` [cell_id, n_before]
+    the seeds of the corpus before this round. `cases` are the divergence cases that the plan answers.
     """
 
     plan: Plan
     header: dict[str, Any]
     known: bool
     state: tuple[int, ...]
+    before: pl.DataFrame
+    cases: list[str]
 
     @property
     def plan_id(self) -> str:
@@ -134,51 +146,40 @@ def _split_rule(project: Project) -> Any:
 def plan_purchase(
     project: Project,
     *,
-    budget: str,
+    budget: str | None,
     purpose: Purpose = "train",
     policy: Policy | None = None,
     boosts: Mapping[str, float] | None = None,
+    top_up: bool = False,
     allow_undecidable: bool = False,
     dry_run: bool = False,
 ) -> Purchase:
     """Decide what to buy, from the catalog as it is. A changed cell table is written, unless it is a `dry_run`.
 
+    Without a budget a gate or confirm plan buys its decidable minima, a pilot its default size, and a top-up
+    what is short.
+
     Raises:
         DistdataError: a bad budget, floors it can't cover, cells without seeds, slices without gate groups,
             or a money budget while no cost per draw is known.
     """
-    changed = None
-    if dry_run:
-        changed = changed_cells(project)
-    else:
-        define_cells(project)
-    state = catalog_state(project)
-    rules, splits = project.config.plan, project.config.splits
-    info = teacher_info(make_teacher(project.config.teacher, project.root), project.config.teacher)
-    inputs = planning_inputs(project, info.content_hash, purpose, changed[0] if changed else None)
-    request = PlanRequest(
-        purpose=purpose,
-        budget=parse_budget(budget),
-        policy=policy or rules.policy,
-        gamma=rules.gamma,
-        fleet_blend=rules.fleet_blend,
-        k=rules.k,
-        floor_seeds=rules.floor_seeds,
-        expected_yield=rules.expected_yield,
-        held_out=tuple(s for s in HELD_OUT if getattr(splits, s) > 0),
-        min_groups=splits.min_groups,
-        boosts=boosts or {},
-        allow_undecidable=allow_undecidable,
-    )
-    rates = _rates(project, request, info, inputs)
-    plan = make_plan(request, inputs.cells, inputs.seeds, inputs.bought, rates)
+    start = _start(project, purpose, dry_run=dry_run)
+    request = _request(
+        project, purpose=purpose, budget=None if budget is None else parse_budget(budget), policy=policy, boosts=boosts,
+        top_up=top_up, allow_undecidable=allow_undecidable,
+    )  # fmt: skip
+    rates = _rates(project, request, start.info, start.inputs)
+    plan = _plan(start.inputs, request, rates)
+    info = start.info
     identity = plan_id(plan, f"{info.content_hash} {project.config.project.salt}")
     earlier = open_plans(project)
     header = {
         "plan_id": identity,
         "purpose": purpose,
+        "split": FRAME_SPLIT[purpose],
         "policy": request.policy,
-        "budget": budget,
+        "adaptive": request.looked,
+        "budget": budget or AS_NEEDED,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "teacher": info.id,
         "teacher_version": info.version,
@@ -191,7 +192,124 @@ def plan_purchase(
         "gpu_s": plan.gpu_s,
         "supersedes": [p["plan_id"] for p in earlier if p["purpose"] == purpose and p["plan_id"] != identity],
     }
-    return Purchase(plan=plan, header=header, known=any(p["plan_id"] == identity for p in earlier), state=state)
+    return Purchase(
+        plan=plan,
+        header=header,
+        known=any(p["plan_id"] == identity for p in earlier),
+        state=start.state,
+        before=start.inputs.corpus.group_by("cell_id").agg(n_before=pl.len().cast(pl.Int64)),
+        cases=start.inputs.cases.filter(pl.col("seed_id").is_in(plan.draws["seed_id"].implode()))["case_id"].to_list(),
+    )
+
+
+def compare_plans(
+    project: Project, *, budget: str | None, policies: str, purpose: Purpose = "train", allow_undecidable: bool = False
+) -> Comparison:
+    """Plan the same purchase under several policies (``fleet,uniform,gate``) and compare; nothing is saved.
+
+    Without a budget it is that of the plan in force. Raises DistdataError as `plan_purchase` does.
+    """
+    names = parse_policies(policies)
+    if budget is None:
+        budget = last_budget(project, purpose)
+        if budget is None:
+            raise DistdataError("plan --compare: for which budget? Give --budget 2000samples, 400gpuh or $800.")
+    start = _start(project, purpose, dry_run=True)
+    request = _request(
+        project, purpose=purpose, budget=parse_budget(budget), policy=None, boosts=None, top_up=False,
+        allow_undecidable=allow_undecidable,
+    )  # fmt: skip
+    rates = _rates(project, request, start.info, start.inputs)
+    return compare_policies(
+        names,
+        lambda policy: _plan(start.inputs, replace(request, policy=policy), rates),
+        needed=needed_draws(start.inputs.cells, request.aims, request.k),
+    )
+
+
+def programme_costs(project: Project) -> CostTable:
+    """Price the programme of ``[costs]``, with what this project has measured in place of what is only said."""
+    info = teacher_info(make_teacher(project.config.teacher, project.root), project.config.teacher)
+    costs = project.config.costs
+    assumed = Assumed(
+        draw_miles=costs.draw_miles, draw_steps=costs.draw_steps, int8=costs.int8_saving, int4=costs.int4_saving
+    )
+    return cost_table(costs, Measured(**measured_costs(project, info.content_hash)), assumed)
+
+
+def last_budget(project: Project, purpose: str) -> str | None:
+    """Return the budget of the plan in force for `purpose`; None where there is none, or it was bought as needed."""
+    same = [str(p["budget"]) for p in open_plans(project) if p["purpose"] == purpose]
+    return same[-1] if same and same[-1] != AS_NEEDED else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """What a plan is computed from: the catalog's counts, the teacher, and the frames."""
+
+    state: tuple[int, ...]
+    info: TeacherInfo
+    inputs: PlanInputs
+
+
+def _start(project: Project, purpose: Purpose, *, dry_run: bool) -> _Start:
+    if purpose not in FRAME_SPLIT:
+        raise DistdataError(f"plan: no purpose {purpose!r}.{nearest(purpose, FRAME_SPLIT)}")
+    changed = None
+    info = teacher_info(make_teacher(project.config.teacher, project.root), project.config.teacher)
+    if dry_run:
+        changed = changed_cells(project)
+    else:
+        define_cells(project)
+        settle_cases(project, info.content_hash)
+    state = catalog_state(project)
+    cells = changed[0] if changed else None
+    inputs = planning_inputs(project, info.content_hash, purpose, FRAME_SPLIT[purpose], cells)
+    rules = project.config.plan
+    pilot = pilot_rows(project, info.content_hash)
+    if purpose != "pilot" and (pilot.height or rules.k == "auto"):
+        settled = with_pilot(inputs.cells, pilot, seed_cost=rules.seed_cost, k_max=rules.k_max)
+        inputs = replace(inputs, cells=settled)
+    return _Start(state=state, info=info, inputs=inputs)
+
+
+def _request(
+    project: Project,
+    *,
+    purpose: Purpose,
+    budget: Budget | None,
+    policy: Policy | None,
+    boosts: Mapping[str, float] | None,
+    top_up: bool,
+    allow_undecidable: bool,
+) -> PlanRequest:
+    rules, splits, gates = project.config.plan, project.config.splits, project.config.gates
+    return PlanRequest(
+        purpose=purpose,
+        budget=budget,
+        policy=policy or rules.policy,
+        gamma=rules.gamma,
+        fleet_blend=rules.fleet_blend,
+        k=rules.k if isinstance(rules.k, int) else PlanRequest.__dataclass_fields__["k"].default,
+        floor_seeds=rules.floor_seeds,
+        expected_yield=rules.expected_yield,
+        held_out=tuple(s for s in HELD_OUT if getattr(splits, s) > 0),
+        min_groups=splits.min_groups,
+        boosts=boosts or {},
+        layers=rules.layers,
+        case_share=rules.case_share,
+        aims=GateAims(**gates.model_dump()),
+        top_up=top_up,
+        allow_undecidable=allow_undecidable,
+    )
+
+
+def _plan(inputs: PlanInputs, request: PlanRequest, rates: Rates) -> Plan:
+    return make_plan(
+        request, inputs.cells, inputs.candidates, inputs.bought, rates, groups=inputs.groups, corpus=inputs.corpus,
+        outside=inputs.outside, cases=inputs.cases, blocked=inputs.blocked,
+        goals=inputs.goals if request.top_up else None,
+    )  # fmt: skip
 
 
 def _rates(project: Project, request: PlanRequest, info: TeacherInfo, inputs: PlanInputs) -> Rates:
@@ -199,7 +317,7 @@ def _rates(project: Project, request: PlanRequest, info: TeacherInfo, inputs: Pl
     given = project.config.teacher.gpu_s_per_draw
     gpu_s = inputs.measured_gpu_s if inputs.measured_gpu_s is not None else given
     if gpu_s is None:
-        if request.budget.kind != "samples":
+        if request.budget is not None and request.budget.kind != "samples":
             raise DistdataError(
                 f"plan: a budget of {request.budget} needs the cost of a draw, which is not known yet. Set [teacher] "
                 "gpu_s_per_draw in distdata.toml, or buy a few samples first: distdata plan --budget 200samples"
@@ -230,10 +348,24 @@ def save_purchase(project: Project, purchase: Purchase) -> bool:
         for old in open_plans(project):
             if old["plan_id"] in purchase.header["supersedes"]:
                 _settle_spools(project, old, purchase.header["teacher_hash"])
-        draws = purchase.plan.draws.rename({"k_total": "n_k"})
-        save_plan(project, purchase.header, purchase.plan.cells, draws)
+        plan = purchase.plan
+        save_plan(
+            project, purchase.header, _with_rounds(plan.cells, purchase.before), plan.draws.rename({"k_total": "n_k"}),
+            plan.seeds,
+        )  # fmt: skip
+        mark_planned(project, purchase.cases, purchase.plan_id)
     catch_up(project)
     return True
+
+
+def _with_rounds(cells: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
+    """Add what this round of buying is, given the earlier ones: seeds before it, and its conditional probability."""
+    cells = cells.join(before, on="cell_id", how="left", maintain_order="left").with_columns(
+        pl.col("n_before").fill_null(0)
+    )
+    left = pl.col("n_seeds_frame") - pl.col("n_before")
+    fresh = pl.col("n_seeds_taken") - pl.col("n_before")
+    return cells.with_columns(pi_round=pl.when(left > 0).then(fresh / left).otherwise(0.0))
 
 
 def _settle_spools(project: Project, old: Mapping[str, Any], teacher_hash: str) -> None:
@@ -257,6 +389,38 @@ def _settle_spools(project: Project, old: Mapping[str, Any], teacher_hash: str) 
         path.unlink(missing_ok=True)
 
 
+def estimate_fleet(
+    project: Project,
+    expr: str,
+    *,
+    by: str | None = None,
+    where: str | None = None,
+    total: bool = False,
+    form: str = "ratio",
+    target: str = "superpopulation",
+    purpose: str = "train",
+    teacher: str | None = None,
+) -> tuple[Estimates, list[str]]:
+    """Estimate what `expr` is over the fleet (see `catalogs.estimates` and `stratify.estimate`), and what to know of it.
+
+    An expression that gives texts is answered by the share of each text.
+
+    Raises:
+        DistdataError: a wrong expression, condition, grouping or word, or no corpus with weights.
+    """
+    for name, word, known in (("form", form, get_args(Form)), ("target", target, get_args(Target))):
+        if word not in known:
+            raise DistdataError(f"estimate: --{name} {word!r} is not known.{nearest(word, known)}")
+    rows = estimate_rows(project, expr, where, purpose, teacher)
+    groups = [name.strip() for name in by.split(",") if name.strip()] if by else []
+    known = [c for c in rows.cells.columns if c not in ("cell_id", "fleet_share", "n_frame")]
+    for name in groups:
+        if name not in known:
+            raise DistdataError(f"estimate: --by {name}: cells have no such column.{nearest(name, known)}")
+    found = estimate_rows_by(rows, groups, total=total, form=cast(Form, form), target=cast(Target, target))
+    return found, rows.words()
+
+
 def parse_boosts(texts: list[str]) -> dict[str, float]:
     """Read ``CELL_OR_SLICE=FACTOR`` texts; raises DistdataError for one that is not of that form."""
     boosts = {}
@@ -271,27 +435,13 @@ def parse_boosts(texts: list[str]) -> dict[str, float]:
     return boosts
 
 
-def plan_table_rows(plan: Plan) -> list[PlanRow]:
-    """Return the feasible cells of a plan as the terminal table shows them."""
-    cells = plan.cells.filter("feasible").select(
-        "slice", "scenario", "band", "weight", "target", "credit", "fresh", "usd"
-    )
-    return [
-        PlanRow(slice=s, scenario=c, band=b, weight=w, target=t, have=h, buy=f, usd=u)
-        for s, c, b, w, t, h, f, u in cells.iter_rows()
-    ]
-
-
-def layer_shares(plan: Plan) -> str:
-    """Say per layer which share of the plan's samples it gets, and which share of the fleet it has."""
-    total = max(plan.n_target, 1)
-    layers = plan.cells.group_by("layer", maintain_order=True).agg(pl.col("target").sum(), pl.col("fleet_share").sum())
-    return "; ".join(f"{name} {t / total:.1%} ({f:.1%})" for name, t, f in layers.iter_rows())
-
-
 def write_report(project: Project, out: Path) -> Path:
-    """Write the HTML report and return its path."""
-    data = gather_report(project, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+    """Write the HTML report and return its path. It compares the policies at the budget of the plan in force."""
+    comparison = None
+    if budget := last_budget(project, "train") or corpus_size(project):
+        with contextlib.suppress(DistdataError):  # the catalog may have changed so that no plan can be made now
+            comparison = compare_plans(project, budget=budget, policies="fleet,uniform,gate")
+    data = gather_report(project, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), comparison)
     write_atomic(out, render_report(data).encode(), "report")
     return out.resolve()
 

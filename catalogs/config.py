@@ -7,7 +7,8 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from .errors import DistdataError, nearest
 
@@ -20,18 +21,21 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)]
 Band = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 When = dict[str, str | list[str]]
+MAX_COUNT = 10**12
 
 AXIS_COLUMNS_TAKEN = frozenset([
-    "attempt", "axes", "axis", "band", "band_source", "budget", "bytes", "ceiling", "cell", "cell_id",
-    "control_axis", "control_value", "created", "credit", "credited", "decision_point", "deficit", "duration_s",
-    "effective_n", "failed", "failure", "feasible", "file", "fleet_share", "floor", "fresh", "generated", "gpu_h",
-    "gpu_s", "group", "grp", "import_id", "in_doubt_usd", "k", "kept", "kind", "known_usd", "layer", "manifest",
-    "mark", "n_bytes", "n_draws", "n_failed", "n_frame", "n_k", "n_ok", "n_seeds", "n_taken", "note", "number",
-    "offset", "outcome", "params", "pi", "plan_id", "plan_no", "planned", "policy", "position", "prn", "purpose",
-    "reason", "rng_seed", "row", "sample_id", "scenario", "seed_id", "seeds", "sha256", "shard", "shard_bytes",
-    "shard_digest", "shard_offset", "share", "size", "slice", "source", "split", "superseded_by", "target",
-    "teacher", "teacher_hash", "teacher_version", "tries", "unit", "usd", "value", "value_position", "wall_s",
-    "weight", "weight_sq_sum", "weight_sum",
+    "adaptive", "attempt", "axes", "axis", "band", "band_source", "budget", "bytes", "case_id", "ceiling", "cell",
+    "cell_id", "control_axis", "control_value", "counted", "created", "credit", "credited", "decision_point",
+    "deficit", "drop_reason", "dropped", "duration_s", "effective_n", "event", "example", "expected_yield", "failed",
+    "failure", "feasible", "file", "first_row", "fleet_share", "fleet_weight", "floor", "fresh", "generated", "gpu_h",
+    "gpu_s", "group", "grp", "import_id", "in_doubt_usd", "ingest_id", "ingest_no", "k", "k_counted", "k_seed",
+    "kept", "kind", "known_usd", "layer", "manifest", "mark", "n_before", "n_bytes", "n_credit", "n_draws",
+    "n_failed", "n_frame", "n_k", "n_ok", "n_refused", "n_rows", "n_seeds", "n_taken", "note", "number", "offset",
+    "opened", "origin", "outcome", "params", "pi", "pi_round", "plan_id", "plan_no", "planned", "policy", "position",
+    "priority", "prn", "purpose", "reason", "rng_seed", "row", "sample_id", "scenario", "seed_id", "seeds", "sha256",
+    "shard", "shard_bytes", "shard_digest", "shard_offset", "share", "size", "slice", "source", "split", "stage",
+    "state", "superseded_by", "target", "teacher", "teacher_hash", "teacher_version", "tries", "unit", "usd", "value",
+    "value_position", "wall_s", "weight", "weight_sq_sum", "weight_sum",
 ])  # fmt: skip
 """Column names of the catalog's tables and views, of seed files and of a sample's meta.json: no axis may have one."""
 
@@ -120,15 +124,126 @@ class Splits(_Strict):
     min_groups: int = Field(default=20, ge=2)
 
 
+def _k_or_auto(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255):
+        return value
+    raise PydanticCustomError("k", "input should be a whole number from 1 to 255, or 'auto'")
+
+
+class CellRule(_Strict):
+    """`[[plan.rules]]`: bounds in kept samples for every cell that matches, and a factor on its weight.
+
+    `pin` is exactly so many, `floor` at least, `cap` at most; `boost` multiplies the weight. For each of the four the
+    most specific rule wins; two that are equally specific and differ are an error.
+    """
+
+    when: When = Field(min_length=1)
+    pin: int | None = Field(default=None, ge=0, le=MAX_COUNT)
+    floor: int | None = Field(default=None, ge=0, le=MAX_COUNT)
+    cap: int | None = Field(default=None, ge=0, le=MAX_COUNT)
+    boost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> CellRule:
+        if self.pin is self.floor is self.cap is self.boost is None:
+            raise ValueError("says nothing: give pin, floor, cap or boost")
+        if self.pin is not None and (self.floor is not None or self.cap is not None):
+            raise ValueError("pin is the number itself: floor and cap don't go with it")
+        if self.floor is not None and self.cap is not None and self.floor > self.cap:
+            raise ValueError(f"floor {self.floor:,} lies above cap {self.cap:,}")
+        return self
+
+
 class PlanRules(_Strict):
-    """`[plan]`: defaults of `distdata plan`."""
+    """`[plan]`: defaults of `distdata plan`.
+
+    - `k`: draws of a decision point that neither its seed, a rule nor its scenario type settles; ``auto`` lets the
+      pilot's draws decide per cell, between 2 and `k_max`, with `seed_cost` the price of a new seed in draws.
+    - `layers`: shares of the plan's target by layer; they hold exactly, to the sample.
+    - `case_share`: how much of a plan the open divergence cases may take.
+    """
 
     policy: Policy = "gate"
     gamma: float = Field(default=2.0, ge=0, le=4, allow_inf_nan=False)
     fleet_blend: float = Field(default=0.0, ge=0, le=1)
-    k: int = Field(default=8, ge=1, le=255)
+    k: Annotated[int | Literal["auto"], PlainValidator(_k_or_auto)] = 8
+    k_max: int = Field(default=32, ge=2, le=255)
+    seed_cost: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     floor_seeds: int = Field(default=2, ge=0)
     expected_yield: float = Field(default=1.0, gt=0, le=1)
+    layers: dict[Layer, Share] | None = None
+    rules: list[CellRule] = []
+    case_share: float = Field(default=0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> PlanRules:
+        if self.layers is not None and not math.isclose(sum(self.layers.values()), 1.0, abs_tol=1e-6):
+            raise ValueError(f"layers sums to {sum(self.layers.values()):.6g}; the shares of the layers must sum to 1")
+        return self
+
+
+class DecisionRule(_Strict):
+    """`[[decision_points]]`: every seed of the cells that match has an open future; `k` draws show it.
+
+    A seed that says `decision_point` itself keeps what it says.
+    """
+
+    when: When = Field(min_length=1)
+    k: int | None = Field(default=None, ge=1, le=255)
+
+
+class GateRules(_Strict):
+    """`[gates]`: what a gate must be able to tell, per slice.
+
+    - `alpha`: chance of passing a student that stands at its band. `power`: chance of passing one whose true difference
+      is `expected_difference` bands; the chance of missing is shared among the slices.
+    - `sigma`: standard deviation of the gated statistic within a seed (0.5: a share at its worst); `tau`: over seeds,
+      of the seed's own student-teacher difference. The pilot's draws replace `sigma` where they say enough.
+    """
+
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    power: float = Field(default=0.9, gt=0.5, lt=1)
+    expected_difference: float = Field(default=0.5, ge=0, lt=1)
+    sigma: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    tau: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class Cover(_Strict):
+    """`[cover]`: cells that together hold every combination of `strength` values, instead of the full product.
+
+    For axes whose product is too large. At most `max_cells` rows are chosen, the most frequent combinations first.
+    """
+
+    strength: Literal[2, 3]
+    max_cells: int = Field(default=5000, ge=1, le=1_000_000)
+
+
+class Costs(_Strict):
+    """`[costs]`: the programme that `distdata plan --cost` prices; the defaults are the reference programme's.
+
+    Given rates give way to measured ones where the catalog has them, and the table says which is which.
+    """
+
+    miles: float = Field(default=50_000, gt=0, allow_inf_nan=False)
+    gpuh_per_mile: float = Field(default=18, gt=0, allow_inf_nan=False)
+    usd_per_gpuh: float = Field(default=2, gt=0, allow_inf_nan=False)
+    frames: float = Field(default=60e6, gt=0, allow_inf_nan=False)
+    tokens_per_frame: float = Field(default=12_000, gt=0, allow_inf_nan=False)
+    student_params: float = Field(default=3e9, gt=0, allow_inf_nan=False)
+    epochs: float = Field(default=2, gt=0, allow_inf_nan=False)
+    train_gpus: int = Field(default=512, ge=1)
+    pflops_per_gpu: float = Field(default=0.4, gt=0, allow_inf_nan=False)
+    draw_miles: float = Field(default=1, gt=0, allow_inf_nan=False)
+    draw_steps: float = Field(default=30, gt=0, allow_inf_nan=False)
+    int8_saving: float = Field(default=2, gt=0, allow_inf_nan=False)
+    int4_saving: float = Field(default=4, gt=0, allow_inf_nan=False)
+    k: int = Field(default=1, ge=1, le=255)
+    k_share: float = Field(default=0.0, ge=0, le=1)
+    label_steps: float = Field(default=0, ge=0, allow_inf_nan=False)
+    label_share: float = Field(default=0, ge=0, le=1)
+    gate_draws: float = Field(default=0, ge=0, allow_inf_nan=False)
+    student_speedup: float = Field(default=50, gt=0, allow_inf_nan=False)
+    served_gpuh_per_day: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class TeacherConfig(_Strict):
@@ -164,10 +279,14 @@ class Config(_Strict):
     axes: dict[Name, Axis] = Field(min_length=1)
     scenarios: dict[Name, Scenario] = Field(min_length=1)
     infeasible: list[Infeasible] = []
+    cover: Cover | None = None
     bands: Bands
     fleet: Fleet = Fleet()
     splits: Splits = Splits()
+    decision_points: list[DecisionRule] = []
     plan: PlanRules = PlanRules()
+    gates: GateRules = GateRules()
+    costs: Costs = Costs()
     teacher: TeacherConfig
     generate: GenerateRules = GenerateRules()
 
@@ -182,8 +301,14 @@ class Config(_Strict):
                 raise ValueError(f"axes.{name}: differs from axes.{twin} in case only, and SQL takes them for one")
         for i, infeasible in enumerate(self.infeasible):
             self._check_when(f"infeasible[{i}].when", infeasible.when)
-        for i, rule in enumerate(self.bands.rules):
-            self._check_when(f"bands.rules[{i}].when", rule.when)
+        whens = {
+            "bands.rules": [r.when for r in self.bands.rules],
+            "plan.rules": [r.when for r in self.plan.rules],
+            "decision_points": [r.when for r in self.decision_points],
+        }
+        for name, rules in whens.items():
+            for i, when in enumerate(rules):
+                self._check_when(f"{name}[{i}].when", when)
         return self
 
     def _check_when(self, place: str, when: When) -> None:

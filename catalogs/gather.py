@@ -9,8 +9,10 @@ import numpy as np
 
 from . import store
 from .codec import decode_member
+from .comparison import Comparison
 from .errors import DistdataError
 from .project import Project
+from .report_cover import cover_status
 from .report_data import Fact, Futures, Headline, Lidar, Preview, Query, ReportData, SpendRow
 from .samples import read_stored
 from .tables import CoverageCell, count, usd
@@ -43,13 +45,13 @@ def kept_by_cell(project: Project) -> dict[str, int]:
         return dict(con.execute("SELECT cell, kept FROM coverage WHERE kept > 0").fetchall())
 
 
-def gather_report(project: Project, generated_at: str) -> ReportData:
-    """Read everything the HTML report shows; `generated_at` is printed as it is."""
+def gather_report(project: Project, generated_at: str, comparison: Comparison | None = None) -> ReportData:
+    """Read everything the HTML report shows; `generated_at` is printed as it is, `comparison` is drawn if given."""
     with store.read(project.catalog_path) as con:
         totals = store.first(
             con.execute(
-                """SELECT coalesce(sum(generated), 0), coalesce(sum(gpu_s), 0) / 3600, coalesce(sum(known_usd), 0),
-                coalesce(sum(in_doubt_usd), 0) FROM spend"""
+                """SELECT coalesce(sum(generated), 0) - (SELECT coalesce(sum(dropped), 0) FROM drop_cells)::BIGINT,
+                coalesce(sum(gpu_s), 0) / 3600, coalesce(sum(known_usd), 0), coalesce(sum(in_doubt_usd), 0) FROM spend"""
             )
         )
         planned = store.first(con.execute("SELECT coalesce(sum(planned), 0) FROM coverage_by_purpose"))
@@ -60,6 +62,7 @@ def gather_report(project: Project, generated_at: str) -> ReportData:
             "SELECT plan_id, purpose, policy, budget, n_draws, usd, created, teacher, teacher_version FROM plans "
             "WHERE superseded_by IS NULL ORDER BY plan_no"
         ).fetchall()
+    shown = coverage_cells(project)
     assert totals is not None, "aggregates have one row"
     assert planned is not None, "aggregates have one row"
     assert failures is not None, "aggregates have one row"
@@ -73,7 +76,7 @@ def gather_report(project: Project, generated_at: str) -> ReportData:
             n_samples=totals[0], n_planned=planned[0], known_usd=totals[2], in_doubt_usd=totals[3],
             n_failures=failures[0], gpuh=totals[1],
         ),
-        cells=tuple(coverage_cells(project)),
+        cells=tuple(shown),
         spend_by_layer=tuple(SpendRow(name=r[0], n_draws=r[1], known_usd=r[2], in_doubt_usd=r[3]) for r in layers),
         spend_by_cell=tuple(SpendRow(name=r[0], n_draws=r[1], known_usd=r[2], in_doubt_usd=r[3]) for r in cells),
         plan=tuple(
@@ -83,6 +86,11 @@ def gather_report(project: Project, generated_at: str) -> ReportData:
         previews=tuple(_previews(project)),
         futures=tuple(_futures(project)),
         queries=_queries(project),
+        comparison=comparison,
+        cover=cover_status(
+            project.config, project.root, [f"{c.slice}/{c.scenario}" for c in shown if c.feasible],
+            [f"{c.slice}/{c.scenario}" for c in shown if c.kept],
+        ),
     )  # fmt: skip
 
 

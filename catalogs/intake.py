@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from . import store
-from .cells import build_cells
+from .cells import build_cells, extend_cells
 from .config import Config
 from .errors import DistdataError
 from .events import append_table, list_events, read_table
@@ -96,13 +96,31 @@ def changed_cells(project: Project) -> tuple[pl.DataFrame, dict[str, Any]] | Non
             f"distdata.toml: {len(orphans)} cell(s) with seeds would vanish ({cell}: {n} seeds, ...). Keep the value "
             "or scenario type, and declare its cells [[infeasible]] if nothing shall be bought there."
         )
+    return cells, _meta(project, fingerprint)
+
+
+def _meta(project: Project, fingerprint: str) -> dict[str, Any]:
     axes = [[name, axis.values] for name, axis in project.config.axes.items()]
-    return cells, {"axes": axes, "fingerprint": fingerprint}
+    return {"axes": axes, "fingerprint": fingerprint}
+
+
+def _with_new_combinations(project: Project, cells: pl.DataFrame, raw: pl.DataFrame) -> pl.DataFrame:
+    """Return `cells`, with ``[cover]`` also those that seeds bring along; their columns are checked later."""
+    if project.config.cover is None or not {*project.config.axes, "scenario"} <= set(raw.columns):
+        return cells
+    return extend_cells(project.config, cells, raw, project.root)
+
+
+def _append_cells(project: Project, cells: pl.DataFrame) -> None:
+    last = [e for e in list_events(project.events_dir) if e.kind == "cells"][-1]
+    _, meta = read_table(last)
+    append_table(project.events_dir, "cells", cells.to_arrow(), _meta(project, meta["fingerprint"]))
+    catch_up(project)
 
 
 def _fingerprint(project: Project, counts: dict[str, int]) -> str:
     c: Config = project.config
-    parts = c.model_dump(mode="json", include={"axes", "scenarios", "infeasible", "bands", "fleet"})
+    parts = c.model_dump(mode="json", include={"axes", "scenarios", "infeasible", "bands", "fleet", "cover"})
     parts["k"] = c.plan.k
     if c.fleet.source == "seeds":
         parts["seeds"] = counts
@@ -133,7 +151,10 @@ def import_seeds(project: Project, raw: pl.DataFrame, source: str, sha256: str, 
             same = store.first(con.execute("SELECT n_seeds FROM imports WHERE sha256 = ?", [sha256]))
         if same:
             return ImportResult(source=source, n_seeds=same[0], per_split={}, known=True)
-        seeds = check_seeds(raw, cells, list(project.config.axes), existing, source)
+        wider = _with_new_combinations(project, cells, raw)
+        seeds = check_seeds(raw, wider, list(project.config.axes), existing, source)
+        if wider is not cells:
+            _append_cells(project, wider)
         splits = assign(seeds.select("seed_id", "slice", "grp"), used)
         seeds = seeds.join(splits.select("grp", "split"), on="grp", how="left", maintain_order="left")
         seeds = with_permanent_numbers(seeds, project.config.project.salt).drop("slice")

@@ -27,17 +27,7 @@ from .project import Project
 from .register import catch_up
 
 PURPOSES = ("train", "gate", "confirm", "pilot")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanInputs:
-    """What planning needs from the catalog (see `stratify.plan` for the columns)."""
-
-    cells: pl.DataFrame
-    seeds: pl.DataFrame
-    bought: pl.DataFrame
-    measured_gpu_s: float | None
-    measured_usd: float | None
+CORPUS = ("seed_id", "cell_id", "k_seed", "k_counted", "share", "pi")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,43 +45,10 @@ class SavedPlan:
         return len(self.draws)
 
 
-def planning_inputs(project: Project, teacher_hash: str, purpose: str, cells: pl.DataFrame | None = None) -> PlanInputs:
-    """Read cells (unless given), seeds, the draws that this teacher version gave, and its measured cost per draw.
-
-    Draws that an open plan for another purpose is still to make count as given: nobody buys them twice.
-    """
-    with store.read(project.catalog_path) as con:
-        cells = con.sql("FROM cells").pl() if cells is None else cells
-        cells = cells.select(
-            "cell_id", "cell", "slice", "scenario", "layer", "feasible", "band", "fleet_share", "k"
-        ).sort("cell_id")  # fmt: skip
-        seeds = con.sql("SELECT seed_id, cell_id, grp, split, prn, decision_point, k FROM seeds").pl()
-        bought = con.sql(
-            "SELECT seed_id, k::INTEGER AS k FROM samples JOIN plans USING (plan_no) WHERE teacher_hash = ?",
-            params=[teacher_hash],
-        ).pl()
-        row = store.first(
-            con.execute(
-                "SELECT avg(s.gpu_s), avg(s.usd) FROM samples s JOIN plans USING (plan_no) WHERE teacher_hash = ?",
-                [teacher_hash],
-            )
-        )
-        others = con.execute(
-            "SELECT plan_id FROM plans "
-            "WHERE superseded_by IS NULL AND purpose <> ? AND teacher_hash = ? ORDER BY plan_no",
-            [purpose, teacher_hash],
-        ).fetchall()
-    for (other,) in others:
-        promised = pl.DataFrame(load_plan(project, other).draws.select(["seed_id", "k"])).cast({"k": pl.Int32})
-        bought = pl.concat([bought, promised]).unique()
-    gpu_s, usd = row if row else (None, None)
-    return PlanInputs(cells=cells, seeds=seeds, bought=bought, measured_gpu_s=gpu_s, measured_usd=usd)
-
-
 def catalog_state(project: Project) -> tuple[int, ...]:
-    """Count what planning depends on: plans, units and imports in the catalog."""
+    """Count what planning depends on: events and units in the catalog."""
     with store.read(project.catalog_path) as con:
-        tables = ("plans", "units", "imports")
+        tables = ("events", "units")
         return tuple(con.execute(f"SELECT count(*) FROM {t}").fetchall()[0][0] for t in tables)
 
 
@@ -100,15 +57,28 @@ def sample_id(seed_id: str, k: int, teacher_hash: str) -> str:
     return f"{seed_id}-k{k:03d}-{teacher_hash[:8]}"
 
 
-def save_plan(project: Project, header: dict[str, Any], cells: pl.DataFrame, draws: pl.DataFrame) -> None:
+def sample_ids(seed_id: str, k: str, teacher_hash: str) -> pl.Expr:
+    """Return `sample_id` of whole columns, named `seed_id` and `k`."""
+    number = pl.col(k).cast(pl.String).str.zfill(3)
+    return pl.concat_str([pl.col(seed_id), pl.lit("-k"), number, pl.lit(f"-{teacher_hash[:8]}")])
+
+
+def save_plan(
+    project: Project,
+    header: dict[str, Any],
+    cells: pl.DataFrame,
+    draws: pl.DataFrame,
+    corpus: pl.DataFrame | None = None,
+) -> None:
     """Freeze a plan: write its folder, then its event. Saving the same plan again changes nothing.
 
     `draws` needs seed_id, cell_id, k, n_k, pi, weight, decision_point in generation order. Sample ids and
-    random seeds are added here, the seeds' own state is copied from the catalog.
+    random seeds are added here, the seeds' own state is copied from the catalog. `corpus` has seed_id, cell_id, k_seed,
+    k_counted, share and pi of every seed with draws, old ones included: with it the catalog weighs all of them anew.
     """
     folder = project.plans_dir / header["plan_id"]
     salt, teacher_hash = project.config.project.salt, header["teacher_hash"]
-    keys = list(draws.select("seed_id", "k").iter_rows())
+    keys = draws.select("seed_id", "k").iter_rows()
     with store.read(project.catalog_path) as con:
         axes = list(project.config.axes)
         axis_json = ", ".join(f"'{a}', c.\"{a}\"" for a in axes)
@@ -122,22 +92,28 @@ def save_plan(project: Project, header: dict[str, Any], cells: pl.DataFrame, dra
     rows = pl.DataFrame({"seed_id": pl.from_arrow(seeds["seed_id"])}).with_row_index("seed_row")
     full = draws.join(frame, on="cell_id", how="left", maintain_order="left")
     full = full.join(rows, on="seed_id", how="left", maintain_order="left").with_columns(
-        sample_id=pl.Series([sample_id(s, k, teacher_hash) for s, k in keys], dtype=pl.String),
-        rng_seed=pl.Series(np.fromiter((draw_rng_seed(salt, s, k) for s, k in keys), np.uint64, len(keys))),
+        sample_id=sample_ids("seed_id", "k", teacher_hash),
+        rng_seed=pl.Series(np.fromiter((draw_rng_seed(salt, s, k) for s, k in keys), np.uint64, draws.height)),
     )
     table = full.select(
         "sample_id", "seed_id", "cell", pl.col("k").cast(pl.Int16), pl.col("n_k").cast(pl.Int16), "rng_seed",
         "decision_point", "pi", "weight", "seed_row",
     ).to_arrow()  # fmt: skip
-    buffer = io.BytesIO()
-    cells.write_parquet(buffer)
-    files = {"cells.parquet": buffer.getvalue(), "draws.arrow": _ipc(table), "seeds.arrow": _ipc(seeds)}
+    files = {"cells.parquet": _parquet(cells), "draws.arrow": _ipc(table), "seeds.arrow": _ipc(seeds)}
+    if corpus is not None:
+        files["corpus.parquet"] = _parquet(corpus.select(*CORPUS))
     for name, data in files.items():
         write_atomic(folder / name, data, f"plan.{name.partition('.')[0]}")
     header = {**header, "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
     write_atomic(folder / "plan.json", json.dumps(header, indent=1, sort_keys=True).encode(), "plan.header")
     append_json(project.events_dir, "plan", header)
     catch_up(project)
+
+
+def _parquet(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
 
 
 def _ipc(table: pa.Table) -> bytes:
@@ -180,6 +156,13 @@ def open_plans(project: Project) -> list[dict[str, Any]]:
             .to_dicts()
         )
         return plans
+
+
+def corpus_size(project: Project) -> str | None:
+    """Return the size of training corpus that is aimed at, as a budget in samples; None before the first plan."""
+    with store.read(project.catalog_path) as con:
+        row = store.first(con.execute("SELECT sum(target)::BIGINT FROM coverage"))
+    return f"{row[0]}samples" if row and row[0] else None
 
 
 def find_plan(project: Project, plan_id: str | None) -> str:

@@ -13,7 +13,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
-from . import store
+from . import register_ingest, store
 from .effects import effect
 from .errors import BusyError, DistdataError
 from .events import Event, list_events, plan_of, read_json, read_table
@@ -23,6 +23,8 @@ from .project import Project
 from .views import view_statements
 
 BATCH = 256
+AFTER_MANIFESTS = ("compact", "verdict", "case")
+"""Kinds of events that speak of units, and so come after the units' manifests."""
 FLUSH_EVERY_S = 2.0
 GLANCE_S = 0.2
 
@@ -39,18 +41,31 @@ def catch_up(project: Project, wait_s: float = store.WRITE_WAIT_S) -> int:
         with store.write(project.catalog_path, wait_s) as con:
             known = _known_events(con)  # asked again inside: another process may have been faster
             fresh = [e for e in events if e.number not in known]
-            for event in (e for e in fresh if e.kind != "compact"):
+            for event in (e for e in fresh if e.kind not in AFTER_MANIFESTS):
                 _apply_event(con, project, event)
             n_new += len(fresh)
+    elif not store.is_current(project.catalog_path, wait_s):
+        with store.write(project.catalog_path, wait_s):
+            pass  # opening it to write brings its schema up to date
     for start in range(0, len(manifests), BATCH):
         n_new += register_manifests(project, manifests[start : start + BATCH], wait_s)
-    compacts = [e for e in events if e.kind == "compact"]
-    if compacts:
+    late = [e for e in events if e.kind in AFTER_MANIFESTS]
+    if late:
         with store.write(project.catalog_path, wait_s) as con:
             known = _known_events(con)
-            for event in (e for e in compacts if e.number not in known):
+            for event in (e for e in late if e.number not in known):
                 _apply_event(con, project, event)
+            refresh_drops(con)
     return n_new
+
+
+def refresh_drops(con: duckdb.DuckDBPyConnection) -> None:
+    """Count the dropped samples of each plan and cell anew; called when verdicts or the samples they are about change."""
+    con.execute("DELETE FROM drop_cells")
+    con.execute(
+        "INSERT INTO drop_cells SELECT plan_no, cell_id, count(*) FROM samples SEMI JOIN drops USING (sample_id) "
+        "GROUP BY ALL ORDER BY ALL"
+    )
 
 
 def catch_up_if_free(project: Project) -> None:
@@ -63,7 +78,7 @@ def catch_up_if_free(project: Project) -> None:
     if there and is_locked(project.spool_dir / "generate.lock"):
         return
     try:
-        if not there or any(_missing(project, GLANCE_S)):
+        if not there or any(_missing(project, GLANCE_S)) or not store.is_current(project.catalog_path, GLANCE_S):
             catch_up(project, wait_s=GLANCE_S if there else store.WRITE_WAIT_S)
     except BusyError:
         pass
@@ -110,6 +125,8 @@ def register_manifests(project: Project, names: Sequence[str], wait_s: float) ->
                     f"{project.events_dir}. Move it away, or restore that plan's event."
                 )
         _insert_units(con, fresh, plans)
+        if any(s.replaces for _, s in fresh):
+            refresh_drops(con)
         effect("register.units")
     effect("register.done")
     return len(fresh)
@@ -117,7 +134,7 @@ def register_manifests(project: Project, names: Sequence[str], wait_s: float) ->
 
 def _missing(project: Project, wait_s: float = store.READ_WAIT_S) -> tuple[list[Event], list[str]]:
     on_disk = list_events(project.events_dir)
-    folders = [plan_of(e)["plan_id"] for e in on_disk if e.kind == "plan"]
+    folders = [plan_of(e)["plan_id"] for e in on_disk if e.kind in ("plan", "ingest")]
     found = [f.name for d in dict.fromkeys(folders) for f in project.storage.list(d) if f.name.endswith(".parquet")]
     names = sorted(found, key=attempt_order)  # a repair must come after what it replaces, in whichever batch
     if not project.catalog_path.exists():
@@ -142,6 +159,9 @@ def _apply_event(con: duckdb.DuckDBPyConnection, project: Project, event: Event)
         "plan": _apply_plan,
         "spend": _apply_spend,
         "compact": _apply_compact,
+        "ingest": register_ingest.apply_ingest,
+        "verdict": register_ingest.apply_verdict,
+        "case": register_ingest.apply_case,
     }
     apply[event.kind](con, project, event)
     con.execute("INSERT INTO events VALUES (?, ?, ?)", [event.number, event.kind, event.path.name])
@@ -172,29 +192,42 @@ def _apply_import(con: duckdb.DuckDBPyConnection, _project: Project, event: Even
 
 def _apply_plan(con: duckdb.DuckDBPyConnection, project: Project, event: Event) -> None:
     header = plan_of(event)
-    cells = _plan_cells(project.plans_dir / header["plan_id"], header)
+    folder = project.plans_dir / header["plan_id"]
+    cells = _plan_frame(folder, header, "cells.parquet")
     _make_way_for_same_plan(con, header["plan_id"], event.number)
     row = {k: header[k] for k in (
         "plan_id", "purpose", "policy", "budget", "created", "teacher", "teacher_version", "teacher_hash", "n_draws",
         "usd", "gpu_s",
     )}  # fmt: skip
-    store.insert(con, "plans", pa.Table.from_pylist([{"plan_no": event.number, **row, "superseded_by": None}]))
+    adaptive = bool(header.get("adaptive", False))
+    values = {"plan_no": event.number, **row, "superseded_by": None, "adaptive": adaptive}
+    store.insert(con, "plans", pa.Table.from_pylist([values]))
     con.execute("UPDATE plans SET superseded_by = ? WHERE plan_id IN (SELECT unnest(?))",
                 [header["plan_id"], header["supersedes"]])  # fmt: skip
+    optional = {"n_before": "n_before", "pi_round": "pi_round", "yield": "expected_yield"}
+    rounds = [pl.col(c).alias(name) for c, name in optional.items() if c in cells.columns]  # older plans have none
     kept = cells.select(
         pl.lit(event.number, pl.Int32).alias("plan_no"), "cell_id", "target", "credit", "fresh",
         pl.col("n_seeds_frame").alias("n_frame"), pl.col("n_seeds_taken").alias("n_taken"), "weight", "floor",
-        "ceiling", "usd", "mark",
+        "ceiling", "usd", "mark", *rounds,
     )  # fmt: skip
     store.insert(con, "plan_cells", kept.to_arrow())
+    if "corpus.parquet" in header.get("sha256", {}):
+        key = [header["split"], header["teacher_hash"]]
+        con.execute("DELETE FROM corpus WHERE split = ? AND teacher_hash = ?", key)
+        corpus = _plan_frame(folder, header, "corpus.parquet")
+        split, teacher = (
+            pl.lit(text, pl.String).alias(n) for n, text in zip(("split", "teacher_hash"), key, strict=True)
+        )
+        store.insert(con, "corpus", corpus.with_columns(split, teacher).to_arrow())
 
 
-def _plan_cells(folder: Path, header: dict[str, Any]) -> pl.DataFrame:
+def _plan_frame(folder: Path, header: dict[str, Any], name: str) -> pl.DataFrame:
     try:
-        check_digests(folder, header.get("sha256", {}), "cells.parquet")
-        return pl.read_parquet(folder / "cells.parquet")
+        check_digests(folder, header.get("sha256", {}), name)
+        return pl.read_parquet(folder / name)
     except (OSError, ValueError, pl.exceptions.PolarsError) as e:
-        raise DistdataError(f"{folder / 'cells.parquet'}: damaged ({e}). Restore this file from a backup.") from None
+        raise DistdataError(f"{folder / name}: damaged ({e}). Restore this file from a backup.") from None
 
 
 def _make_way_for_same_plan(con: duckdb.DuckDBPyConnection, plan_id: str, plan_no: int) -> None:

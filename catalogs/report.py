@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from .pictures import OTHER_COLOUR, camera_strip, futures_svg, lidar_bev, outcome_colours, png_data_uri
+from .report_compare import compare_section
+from .report_cover import cover_section
 from .report_data import Fact, Futures, Headline, Lidar, Preview, Query, ReportData, SpendRow
 from .report_heatmap import LAYERS, breakable, heatmap, layer_name
 from .report_style import CSS, SCRIPT
@@ -31,6 +33,8 @@ def render_report(data: ReportData) -> str:
     colours = _page_colours(data)
     sections = [
         _coverage(data),
+        cover_section(data.cover),
+        "" if data.comparison is None else compare_section(data.comparison),
         _spend(data),
         _samples(data.previews, colours),
         _futures(data.futures, colours),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .comparison import Comparison
+from .report_cover import CoverStatus
 from .tables import CoverageCell
 
 
@@ -95,3 +97,5 @@ class ReportData:
     previews: tuple[Preview, ...] = ()
     futures: tuple[Futures, ...] = ()
     queries: tuple[Query, ...] = ()
+    comparison: Comparison | None = None
+    cover: CoverStatus | None = None

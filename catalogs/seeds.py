@@ -1,9 +1,9 @@
 """Read scenario seeds from Parquet, JSONL or CSV, and refuse what could not be planned with.
 
 Input columns: ``seed_id``, one column per axis, ``scenario``; optional ``group`` (drive, log, document;
-the unit of splitting; default the seed itself), ``decision_point`` (default false), ``k``,
-``control_axis`` and ``control_value``, ``params`` (an object, or its JSON text). Any other column joins
-the params under its own name.
+the unit of splitting; default the seed itself), ``decision_point`` (left open where it is not said), ``k``, ``size``
+(how much of the fleet the seed stands for, above 0; default 1), ``control_axis`` and ``control_value``, ``params``
+(an object, or its JSON text). Any other column joins the params under its own name.
 """
 
 from __future__ import annotations
@@ -20,14 +20,24 @@ import pyarrow as pa
 
 from .config import NAME_PATTERN
 from .errors import DistdataError, nearest
-from .hashing import unit_interval
+from .hashing import unit_intervals
 
 MAX_ID_CHARS = 64
-_KNOWN = ("seed_id", "scenario", "group", "decision_point", "k", "control_axis", "control_value", "params")
+_KNOWN = ("seed_id", "scenario", "group", "decision_point", "k", "size", "control_axis", "control_value", "params")
 _SHOWN = 3
+HASHED_AT_ONCE = 100_000
 MAX_NESTING = 100
 _JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is no JSON number")
+
+
+_LENIENT = json.JSONDecoder()
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
+_WRITE = json.JSONEncoder(sort_keys=True, allow_nan=False)
 
 
 def read_seed_file(path: Path) -> pl.DataFrame:
@@ -57,7 +67,7 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
             if not line.strip():
                 continue
             try:
-                record = _parse_json(line)
+                record = _parse_json(line, _LENIENT)
             except json.JSONDecodeError as e:
                 raise DistdataError(f"{path}: line {number}: not valid JSON: {e}") from None
             except ValueError as e:
@@ -135,6 +145,7 @@ def check_seeds(
         .alias("grp"),
         _booleans(joined, where).alias("decision_point"),
         _numbers(joined, "k", where, pl.Int32, lambda c: (c >= 1) & (c <= 255), "a whole number from 1 to 255"),
+        _numbers(joined, "size", where, pl.Float64, lambda c: c.is_finite() & (c > 0), "a finite number above 0"),
         (joined["control_axis"].cast(pl.String) if "control_axis" in raw.columns else _nulls(joined, pl.String)).alias(
             "control_axis"
         ),
@@ -145,8 +156,8 @@ def check_seeds(
 
 def with_permanent_numbers(seeds: pl.DataFrame, salt: str) -> pl.DataFrame:
     """Add each seed's permanent random number `prn`, float64 in [0, 1)."""
-    prn = np.fromiter((unit_interval("prn", salt, s) for s in seeds["seed_id"]), np.float64, len(seeds))
-    return seeds.with_columns(prn=pl.Series(prn))
+    pieces = [unit_intervals("prn", salt, ids["seed_id"].to_list()) for ids in seeds.iter_slices(HASHED_AT_ONCE)]
+    return seeds.with_columns(prn=pl.Series(np.concatenate([np.zeros(0), *pieces])))
 
 
 def from_arrow(table: pa.Table) -> pl.DataFrame:
@@ -180,13 +191,14 @@ def _check_values(seeds: pl.DataFrame, cells: pl.DataFrame, axes: Sequence[str],
 
 
 def _booleans(seeds: pl.DataFrame, where: str) -> pl.Series:
+    """Return whether each seed says that it is a decision point; null where it says nothing."""
     if "decision_point" not in seeds.columns:
-        return pl.Series([False] * len(seeds), dtype=pl.Boolean)
+        return _nulls(seeds, pl.Boolean)
     given = seeds["decision_point"]
     if given.dtype == pl.Boolean:
-        return given.fill_null(False)
-    words = given.cast(pl.String).str.to_lowercase().fill_null("false")
-    bad = seeds.filter(~words.is_in(["true", "false", "1", "0", ""]))
+        return given
+    words = given.cast(pl.String).str.to_lowercase().replace("", None)
+    bad = seeds.filter(~words.is_in(["true", "false", "1", "0"]).fill_null(True))
     _refuse(bad, where, "has a bad decision_point", lambda r: repr(r["decision_point"]), "Allowed: true, false.")
     return words.is_in(["true", "1"])
 
@@ -209,21 +221,25 @@ def _numbers(seeds: pl.DataFrame, name: str, where: str, dtype: Any, allowed: An
 
 def _params(seeds: pl.DataFrame, axes: Sequence[str], where: str) -> pl.Series:
     """Return each seed's params as JSON text, with the columns that are nobody else's joined in."""
-    extra = [c for c in seeds.columns if c not in {*_KNOWN, *axes}]
-    if "params" in seeds.columns and isinstance(seeds["params"].dtype, pl.Struct):
-        base = seeds["params"].struct.json_encode()
-    elif "params" in seeds.columns:
-        base = seeds["params"].cast(pl.String).fill_null("{}")
-    else:
+    extra = seeds.select(sorted(c for c in seeds.columns if c not in {*_KNOWN, *axes}))
+    if "params" not in seeds.columns:
+        if not extra.columns:
+            return pl.Series(["{}"]).new_from_index(0, len(seeds))
+        if _is_plain(extra):
+            return _plain_objects(extra)
         base = pl.Series(["{}"]).new_from_index(0, len(seeds))
+    elif isinstance(seeds["params"].dtype, pl.Struct):
+        base = seeds["params"].struct.json_encode()
+    else:
+        base = seeds["params"].cast(pl.String).fill_null("{}")
     out, bad = [], []
-    extras = seeds.select(extra).iter_rows(named=True) if extra else iter([{}] * len(seeds))
+    extras = extra.iter_rows(named=True) if extra.columns else iter([{}] * len(seeds))
     for row, (text, more) in enumerate(zip(base, extras, strict=True), start=1):
         try:
-            value = _parse_json(text, parse_constant=_refuse_constant)
+            value = _parse_json(text, _STRICT)
             if not isinstance(value, dict):
                 raise ValueError("not an object")
-            out.append(text if not more else json.dumps({**more, **value}, sort_keys=True, allow_nan=False))
+            out.append(text if not more else _WRITE.encode({**more, **value}))
         except (ValueError, TypeError) as e:
             bad.append(f"row {row}: {e}")
             out.append("{}")
@@ -234,15 +250,36 @@ def _params(seeds: pl.DataFrame, axes: Sequence[str], where: str) -> pl.Series:
     return pl.Series(out, dtype=pl.String)
 
 
-def _parse_json(text: str, **options: Any) -> Any:
-    """Parse JSON as `json.loads` does with these options.
+def _is_plain(columns: pl.DataFrame) -> bool:
+    """Tell whether all values are numbers, texts and booleans that JSON has."""
+    return all(
+        values.is_finite().all() if t.is_float() else t.is_integer() or t in (pl.String, pl.Boolean, pl.Null)
+        for values, t in zip(columns.iter_columns(), columns.dtypes, strict=True)
+    )
+
+
+def _plain_objects(columns: pl.DataFrame) -> pl.Series:
+    """Write rows of plain values as JSON objects, whole columns at a time: `_WRITE.encode` says the same of them."""
+    parts: list[Any] = []
+    for name, dtype in columns.schema.items():
+        parts.append(pl.lit(f"{', ' if parts else '{'}{json.dumps(name)}: "))
+        value = pl.col(name).cast(pl.Float64) if dtype.is_float() else pl.col(name)
+        if dtype == pl.Null:
+            parts.append(pl.lit("null"))
+        else:  # an object of this value alone, without what stands around it: {"":VALUE}
+            parts.append(pl.struct(value.alias("")).struct.json_encode().str.slice(4).str.head(-1))
+    return columns.select(params=pl.concat_str([*parts, pl.lit("}")]))["params"]
+
+
+def _parse_json(text: str, decoder: json.JSONDecoder) -> Any:
+    """Parse JSON with this decoder.
 
     Raises ValueError, besides for what is no JSON, for what could not be stored or read again everywhere: objects
     and lists nested more than 100 deep, and characters escaped as one half of a surrogate pair.
     """
     if (depth := _nesting(text)) > MAX_NESTING:
         raise ValueError(f"objects and lists are nested {depth:,} deep; at most {MAX_NESTING} are read")
-    value = json.loads(text, **options)
+    value = decoder.decode(text)
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -261,10 +298,6 @@ def _nesting(text: str) -> int:
         depth += 1 if mark in "[{" else -1
         deepest = max(deepest, depth)
     return deepest
-
-
-def _refuse_constant(word: str) -> float:
-    raise ValueError(f"{word} is no JSON number")
 
 
 def _nulls(seeds: pl.DataFrame, dtype: Any) -> pl.Series:

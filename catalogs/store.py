@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from .effects import effect
 from .errors import BusyError, DistdataError
+from .views import view_statements
 
 READ_WAIT_S = 4.0
 WRITE_WAIT_S = 20.0
@@ -181,6 +182,12 @@ def _yield_to_writer(path: Path, deadline: float) -> None:
         time.sleep(0.01)
 
 
+def is_current(path: Path, wait_s: float = READ_WAIT_S) -> bool:
+    """Return whether the catalog has the newest schema; one written by an older distdata has not."""
+    with read(path, wait_s) as con:
+        return _version(con) == migrations()[-1][0]
+
+
 def _version(con: duckdb.DuckDBPyConnection) -> int:
     found = first(con.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_version'"))
     if found is None or found[0] == 0:
@@ -208,6 +215,10 @@ def _migrate(con: duckdb.DuckDBPyConnection, path: Path) -> None:
             con.execute(sql)
             con.execute("INSERT INTO schema_version VALUES (?)", [number])
             con.execute("COMMIT")
+    if 0 < version < migrations()[-1][0]:  # a new catalog gets its views with its cells
+        axes = con.execute("SELECT axis FROM axes GROUP BY axis ORDER BY min(position)").fetchall()
+        for statement in view_statements([a for (a,) in axes]) if axes else ():
+            con.execute(statement)
 
 
 def insert(con: duckdb.DuckDBPyConnection, table: str, rows: Any) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-SERVED_BY = {"train": ("train", "pilot"), "gate": ("gate",), "confirm": ("confirm",), "pilot": ("pilot",)}
-"""Whose samples count for a purpose: a pilot's draws come from training seeds and are part of the corpus."""
+SERVED_BY = {"train": ("train", "pilot", "byproduct"), "gate": ("gate",), "confirm": ("confirm",), "pilot": ("pilot",)}
+"""Whose samples count for a purpose: a pilot's draws and byproducts come from training seeds and join the corpus."""
 
 
 def view_statements(axes: Sequence[str]) -> list[str]:
@@ -34,6 +34,8 @@ WITH target AS (
         CASE WHEN sum(weight_sq_sum) > 0 THEN sum(weight_sum) ** 2 / sum(weight_sq_sum) ELSE 0 END AS effective_n,
         sum(CASE WHEN superseded_by IS NOT NULL THEN generated ELSE 0 END)::BIGINT AS of_superseded
     FROM unit_cells u JOIN served USING (plan_no) GROUP BY ALL
+), lost AS (
+    SELECT purpose, cell_id, sum(dropped)::BIGINT AS dropped FROM drop_cells JOIN served USING (plan_no) GROUP BY ALL
 ), frame AS (
     SELECT cell_id, count(*) AS n_seeds FROM seeds GROUP BY ALL
 ), purposes AS (SELECT DISTINCT purpose FROM plans UNION SELECT 'train')
@@ -42,16 +44,17 @@ SELECT p.purpose, {columns}c.cell, c.slice, c.scenario, c.layer, c.feasible, c.b
     coalesce(t.target, 0) AS target,
     (coalesce(n.planned, 0) + coalesce(m.of_superseded, 0))::BIGINT AS planned,
     coalesce(m.generated, 0) AS generated,
-    coalesce(m.generated, 0) AS kept,
+    coalesce(m.generated, 0) - coalesce(l.dropped, 0) AS kept,
     coalesce(t.credit, 0) AS credited,
     coalesce(m.failed, 0) AS failed,
-    greatest(coalesce(t.target, 0) - coalesce(m.generated, 0), 0) AS deficit,
+    greatest(coalesce(t.target, 0) - coalesce(m.generated, 0) + coalesce(l.dropped, 0), 0) AS deficit,
     coalesce(m.effective_n, 0) AS effective_n,
     coalesce(m.gpu_s, 0) AS gpu_s, coalesce(m.usd, 0) AS usd, coalesce(m.in_doubt_usd, 0) AS in_doubt_usd,
     coalesce(m.bytes, 0) AS bytes
 FROM cells c CROSS JOIN purposes p
 LEFT JOIN target t USING (purpose, cell_id) LEFT JOIN planned n USING (purpose, cell_id)
-LEFT JOIN made m USING (purpose, cell_id) LEFT JOIN frame f USING (cell_id)""",
+LEFT JOIN made m USING (purpose, cell_id) LEFT JOIN lost l USING (purpose, cell_id)
+LEFT JOIN frame f USING (cell_id)""",
         "CREATE OR REPLACE VIEW coverage AS "
         "SELECT * EXCLUDE (purpose) FROM coverage_by_purpose WHERE purpose = 'train'",
         f"""CREATE OR REPLACE VIEW samples_wide AS
@@ -60,6 +63,18 @@ SELECT s.sample_id, {columns}c.cell, c.slice, c.scenario, c.layer, s.outcome, s.
     s."offset" + u.shard_offset AS "offset",
     s.n_bytes, p.plan_id, s.unit, p.teacher, p.teacher_version, p.teacher_hash
 FROM samples s JOIN cells c USING (cell_id) JOIN plans p USING (plan_no) JOIN units u USING (plan_no, unit, attempt)""",
+        """CREATE OR REPLACE VIEW samples_weighted AS
+WITH marked AS (
+    SELECT w.*, d.sample_id IS NULL AS kept, d.reason AS drop_reason,
+        -- a draw stands for its share of the fleet if a plan's walk chose it (docs/design/0002-planning.md)
+        d.sample_id IS NULL AND w.k < c.k_counted AS counted, c.share, cells.fleet_share
+    FROM samples_wide w JOIN cells USING (cell)
+    LEFT JOIN corpus c USING (split, teacher_hash, seed_id)
+    LEFT JOIN (SELECT sample_id, min(reason) AS reason FROM drops GROUP BY ALL) d USING (sample_id)
+) SELECT * EXCLUDE (counted, share, fleet_share),
+    CASE WHEN counted THEN fleet_share * share / count(*) FILTER (counted) OVER (
+        PARTITION BY seed_id, split, teacher_hash) ELSE 0 END AS fleet_weight
+FROM marked""",
         f"""CREATE OR REPLACE VIEW failed_attempts AS
 SELECT {columns}c.cell, c.scenario, a.seed_id, a.k, a.failure, a.reason, a.tries, a.usd, p.plan_id, a.unit, a.attempt
 FROM attempts a JOIN cells c USING (cell_id) JOIN plans p USING (plan_no)""",
@@ -72,11 +87,11 @@ SELECT {columns}c.cell, c.slice, c.scenario, c.layer, p.purpose, p.teacher, sum(
 FROM unit_cells u JOIN cells c USING (cell_id) JOIN plans p USING (plan_no) GROUP BY ALL""",
         f"""CREATE OR REPLACE VIEW seeds_wide AS
 SELECT s.seed_id, {columns}c.cell, c.slice, c.scenario, c.layer, s.grp AS "group", s.split, s.prn, s.decision_point,
-    coalesce(s.k, c.k) AS k, s.control_axis, s.control_value, s.params, i.source
+    coalesce(s.k, c.k) AS k, s.size, s.origin, s.control_axis, s.control_value, s.params, i.source
 FROM seeds s JOIN cells c USING (cell_id) JOIN imports i USING (import_id)""",
     ]
 
 
 VIEW_NAMES = (
-    "coverage", "coverage_by_purpose", "samples_wide", "failed_attempts", "spend", "spend_by_cell", "seeds_wide",
+    "coverage", "coverage_by_purpose", "samples_wide", "samples_weighted", "failed_attempts", "spend", "spend_by_cell", "seeds_wide",
 )  # fmt: skip

@@ -58,7 +58,7 @@ def gather_provenance(project: Project, choice: Choice) -> Provenance:
     hidden = [] if choice.purpose in HELD_OUT else list(HELD_OUT)
     axes = "".join(f', c."{axis}"' for axis in choice.axes)
     chosen = (
-        "samples s JOIN plans p USING (plan_no) "
+        "samples s JOIN plans p USING (plan_no) ANTI JOIN drops d ON d.sample_id = s.sample_id "
         "WHERE p.purpose IN (SELECT unnest(?)) AND coalesce(s.split, '') NOT IN (SELECT unnest(?))"
     )
     serving = list(SERVED_BY[choice.purpose])
@@ -276,12 +276,10 @@ def _weights(layout: str, facts: Provenance) -> str:
         "fleet's: use `sum(weight * x) / sum(weight)`. Train without weights to keep the emphasis on hard "
         "cells, with them to imitate the fleet."
     )
-    if len(facts.plans) > 1:
-        text += (
-            f" The weights are those of the {len(facts.plans)} plans that bought the samples (`plan_id`), each "
-            "complete in itself: normalise within a plan before you mix them."
-        )
-    return text
+    return text + (
+        " The weights hold for the corpus as a whole, whichever plan bought a sample; samples bought after looking at "
+        "the data, and those from outside the sampled seeds, weigh 0."
+    )
 
 
 def _provenance(choice: Choice, facts: Provenance) -> str:

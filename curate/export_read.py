@@ -91,7 +91,7 @@ class ReadSample(NamedTuple):
 
 
 def choose(project: Project, purpose: str) -> Choice:
-    """Choose every sample that was bought for `purpose` and is in the catalog now.
+    """Choose every sample that was bought for `purpose`, is in the catalog now and was not rejected.
 
     Seeds held out for gates are left out of the purposes train and pilot, whatever plan drew them.
 
@@ -107,6 +107,7 @@ def choose(project: Project, purpose: str) -> Choice:
             """SELECT s.kind, plan_no, s.unit, s.attempt, u.manifest, u.shard, u.shard_offset, u.shard_bytes,
                 count(*), sum(s.n_bytes)::BIGINT
             FROM samples s JOIN units u USING (plan_no, unit, attempt) JOIN plans p USING (plan_no)
+            ANTI JOIN drops d ON d.sample_id = s.sample_id
             WHERE p.purpose IN (SELECT unnest(?)) AND coalesce(s.split, '') NOT IN (SELECT unnest(?))
             GROUP BY ALL ORDER BY ALL""",
             [list(SERVED_BY[purpose]), list(hidden)],
@@ -193,12 +194,26 @@ def _rows(project: Project, choice: Choice, units: Sequence[ExportUnit]) -> list
     hidden = () if choice.purpose in HELD_OUT else HELD_OUT
     with store.read(project.catalog_path) as con:
         con.register("wanted", wanted)
+        # a draw's weight is the one it has in the corpus as it is now, not in the plan that bought it
         table = con.sql(
-            f"""SELECT plan_no, unit, attempt, s.sample_id, c.cell, c.slice, {axes} c.scenario, c.layer, s.outcome,
-                s.seed_id, s.k, s.n_k, s.decision_point, s.weight, s.pi, s.source, p.teacher, p.teacher_version,
+            f"""WITH here AS (
+                SELECT s.* FROM samples s SEMI JOIN wanted USING (plan_no, unit, attempt)
+                ANTI JOIN drops d ON d.sample_id = s.sample_id
+            ), stands AS (
+                SELECT split, teacher_hash, seed_id, any_value(c.share) AS share, any_value(c.k_counted) AS k_counted,
+                    count(*) FILTER (s.k < c.k_counted) AS n
+                FROM (SELECT x.*, p.teacher_hash FROM samples x JOIN plans p USING (plan_no)
+                    SEMI JOIN here h ON h.seed_id = x.seed_id ANTI JOIN drops d ON d.sample_id = x.sample_id) s
+                JOIN corpus c USING (split, teacher_hash, seed_id) GROUP BY ALL
+            ) SELECT plan_no, unit, attempt, s.sample_id, c.cell, c.slice, {axes} c.scenario, c.layer, s.outcome,
+                s.seed_id, s.k, s.n_k, s.decision_point,
+                CASE WHEN t.n IS NULL THEN s.weight WHEN s.k < t.k_counted THEN c.fleet_share * t.share / t.n
+                    ELSE 0 END AS weight,
+                s.pi, s.source, p.teacher, p.teacher_version,
                 p.teacher_hash, p.plan_id, s."offset" + u.shard_offset AS "offset", s.n_bytes
-            FROM samples s JOIN wanted USING (plan_no, unit, attempt) JOIN units u USING (plan_no, unit, attempt)
+            FROM here s JOIN units u USING (plan_no, unit, attempt)
             JOIN plans p USING (plan_no) JOIN cells c USING (cell_id)
+            LEFT JOIN stands t ON t.split = s.split AND t.teacher_hash = p.teacher_hash AND t.seed_id = s.seed_id
             WHERE s.kind = ? AND coalesce(s.split, '') NOT IN (SELECT unnest(?))
             ORDER BY plan_no, unit, attempt, "offset" """,
             params=[units[0].kind, list(hidden)],

@@ -44,32 +44,68 @@ def allocate(weights: Floats, lower: Ints, upper: Ints, budget: int) -> Ints:
     return counts
 
 
-def allocate_money(weights: Floats, lower: Ints, upper: Ints, cost: Floats, free: Ints, money: float) -> Ints:
-    """Walk the same sequence while money lasts, and stop before the first draw that doesn't fit.
+def allocate_groups(weights: Floats, lower: Ints, upper: Ints, group: Ints, budgets: Ints) -> Ints:
+    """Deal a budget of its own to the cells of each group: `allocate` once per group, all groups at once.
 
-    `cost` is the price of one draw per cell [H], `free` how many draws of a cell cost nothing because they
-    exist already (its first ones), `money` in the unit of `cost`. Counts include the free draws that the
-    walk came past.
+    `group` [H] is each cell's index into `budgets` [G].
+
+    Raises:
+        ValueError: as `allocate`, for any group.
+    """
+    upper = _checked_upper(weights, lower, upper)
+    least, most = (_sum_by_group(bound, group, len(budgets)) for bound in (lower, upper))
+    if np.any(least > budgets):
+        at = int(np.argmax(least > budgets))
+        raise ValueError(f"the lower bounds of group {at} sum to {least[at]}, above its budget of {budgets[at]}")
+    short = most > budgets  # groups that can't have all
+    top = np.zeros(len(budgets))
+    np.maximum.at(top, group, weights / (lower + 0.5))
+    low, high = np.zeros(len(budgets), dtype=np.int64), top.view(np.int64).copy()
+    while np.any(unsettled := short & (high - low > 1)):
+        middle = np.where(unsettled, low + (high - low) // 2, high)
+        counts = _counts_above(middle.view(np.float64)[group], weights, lower, upper)
+        fits = _sum_by_group(counts, group, len(budgets)) <= budgets
+        high, low = np.where(unsettled & fits, middle, high), np.where(unsettled & ~fits, middle, low)
+    counts = _counts_above(high.view(np.float64)[group], weights, lower, upper)
+    beyond = _counts_above(low.view(np.float64)[group], weights, lower, upper)
+    left = budgets - _sum_by_group(counts, group, len(budgets))
+    tied = np.flatnonzero((beyond > counts) & short[group])
+    tied = tied[np.argsort(group[tied], kind="stable")]
+    of_group = group[tied]
+    rank = np.arange(len(tied)) - np.searchsorted(of_group, of_group)  # in its group, in cell order
+    counts[tied[rank < left[of_group]]] += 1
+    return np.where(short[group], counts, upper)
+
+
+def allocate_money(weights: Floats, lower: Ints, upper: Ints, price_of: Callable[[Ints], Floats], money: float) -> Ints:
+    """Walk the same sequence while money lasts, and stop before the first step that doesn't fit.
+
+    `price_of` tells what counts [H] cost, cell by cell [H]; it never falls as a count grows, and a cell's price
+    depends on its own count alone. `money` is in its unit.
 
     Raises:
         ValueError: as `allocate`; also when the lower bounds alone cost more than `money`.
     """
     upper = _checked_upper(weights, lower, upper)
     limit = money * (1 + MONEY_TOLERANCE)
-    if price(lower, cost, free) > limit:
-        raise ValueError(f"the lower bounds cost {price(lower, cost, free):g}, above {money:g}")
-    if price(upper, cost, free) <= limit:
+    least = float(price_of(lower).sum())
+    if least > limit:
+        raise ValueError(f"the lower bounds cost {least:g}, above {money:g}")
+    if float(price_of(upper).sum()) <= limit:
         return upper
-    counts, tied = _threshold(weights, lower, upper, lambda n: price(n, cost, free) <= limit)
-    step_cost = np.where(counts[tied] >= free[tied], cost[tied], 0.0)
-    n_fitting = int(np.searchsorted(np.cumsum(step_cost), limit - price(counts, cost, free), side="right"))
+    counts, tied = _threshold(weights, lower, upper, lambda n: float(price_of(n).sum()) <= limit)
+    before, step = price_of(counts), np.zeros_like(counts)
+    step[tied] = 1
+    step_cost = (price_of(counts + step) - before)[tied]
+    n_fitting = int(np.searchsorted(np.cumsum(step_cost), limit - float(before.sum()), side="right"))
     counts[tied[:n_fitting]] += 1
     return counts
 
 
-def price(counts: Ints, cost: Floats, free: Ints) -> float:
-    """Return what `counts` draws per cell cost when the first `free` of each cell are paid for."""
-    return float((np.maximum(counts - free, 0) * cost).sum())
+def _sum_by_group(values: Ints, group: Ints, n_groups: int) -> Ints:
+    total = np.zeros(n_groups, dtype=np.int64)
+    np.add.at(total, group, values)
+    return total
 
 
 def _checked_upper(weights: Floats, lower: Ints, upper: Ints) -> Ints:
@@ -98,8 +134,11 @@ def _threshold(weights: Floats, lower: Ints, upper: Ints, fits: Callable[[Ints],
     return counts, np.flatnonzero(beyond > counts)
 
 
-def _counts_above(level: np.float64, weights: Floats, lower: Ints, upper: Ints) -> Ints:
-    """Count, from `lower` up, the draws j of each cell whose float64 priority w / (j - 1/2) exceeds `level`."""
+def _counts_above(level: np.float64 | Floats, weights: Floats, lower: Ints, upper: Ints) -> Ints:
+    """Count, from `lower` up, the draws j of each cell whose float64 priority w / (j - 1/2) exceeds `level`.
+
+    `level` is one for all or [H].
+    """
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         guess = np.where(weights > 0, np.floor(weights / level + 0.5), 0.0)
     counts = np.clip(guess, lower, upper).astype(np.int64)

@@ -10,6 +10,7 @@ from typing import Literal
 from ..catalogs.errors import DistdataError
 
 BudgetKind = Literal["samples", "gpuh", "usd"]
+MAX_AMOUNT = 10**12
 
 FORMS = "Write it as 20000samples, 400gpuh, 800usd or '$800'."
 _UNITS: dict[str, BudgetKind] = {
@@ -36,6 +37,11 @@ class Budget:
     def __post_init__(self) -> None:
         if not math.isfinite(self.amount) or self.amount <= 0:
             raise DistdataError(f"budget: {self.amount:g} {self.kind} buys nothing; it must be above 0. {FORMS}")
+        if self.amount > MAX_AMOUNT:
+            raise DistdataError(
+                f"budget: {self.amount:g} {self.kind} is more than the {MAX_AMOUNT:,} that can be planned. Leave "
+                f"out some zeros: a plan that takes every draw there is needs no more than seeds x K samples. {FORMS}"
+            )
         if self.kind == "samples" and self.amount != int(self.amount):
             raise DistdataError(f"budget: {self.amount:g} samples is no whole number. {FORMS}")
 

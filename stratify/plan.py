@@ -1,170 +1,183 @@
 """Turn bands, seeds and a budget into the list of draws to buy.
 
-Pure: the same frames in any row order give the same plan. The steps are weights (`weights`), whole draws per cell
-(`targets`), the draws themselves (`draws`) and their weights in the fleet (`inclusion`).
+Pure: the same frames in any row order give the same plan. The steps are weights (`weights`), what exists (`worth`),
+bounds (`bounds`, `minima`, `cases`), whole draws per cell (`targets`), the draws themselves (`draws`) and their
+weights in the fleet (`inclusion`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
 from ..catalogs.errors import DistdataError, nearest
-from .draws import SEED_COLUMNS, Credits, Frame, Taken, build_frame, find_credits, first_seeds, sum_by_cell, take_fresh
+from ..catalogs.frames import Candidates, candidates_of
+from .bounds import Bounds, cell_bounds, first_names
+from .cases import choose_cases
+from .chain import World, cell_chain, corpus_frame, draw_frame, mark_cells, minima_frame
+from .checks import check_cells, check_seeds, groups_of, rates_per_cell
+from .draws import find_credits, take_fresh
+from .frame import Floats, Frame, Ints, build_frame, sum_by_cell
 from .inclusion import inclusion
+from .minima import SliceMinima, slice_minima
+from .pilot import pilot_floor
+from .prices import SCHEMA as PRICES
+from .prices import TIGHTER, slice_prices, tighter_target
 from .request import FRAME_SPLIT, Plan, PlanRequest, Rates
-from .splits import check_splits, refuse_short_slices
-from .targets import Targets, set_targets
-from .weights import WORST_SIGMA, Bools, Floats, Weights, cell_weights
+from .targets import Problem, Targets, set_targets, top_up
+from .weights import WORST_SIGMA, Weights, cell_weights
+from .worth import cell_yields, take_stock
 
-MARK_NO_SEEDS = "no seeds"
-MARK_SHORT_GROUPS = "too few gate groups"
-MARK_BELOW_FLOOR = "below floor"
+GATED = ("gate", "confirm")
 
 
 def make_plan(
     request: PlanRequest,
     cells: pl.DataFrame,
-    seeds: pl.DataFrame,
+    seeds: pl.DataFrame | Candidates,
     bought: pl.DataFrame,
     rates: Rates | pl.DataFrame,
+    *,
+    groups: pl.DataFrame | None = None,
+    corpus: pl.DataFrame | None = None,
+    outside: pl.DataFrame | None = None,
+    cases: pl.DataFrame | None = None,
+    blocked: pl.Series | None = None,
+    goals: pl.DataFrame | None = None,
 ) -> Plan:
     """Decide which draws to buy.
 
-    - `cells`: cell_id, cell, slice, scenario, layer, feasible, band, fleet_share, k; optionally sigma (standard
-      deviation of the gated statistic, for ``neyman``; 0.5 where absent).
-    - `seeds`: seed_id (unique), cell_id, grp, split, prn in [0, 1), decision_point, k (null: the cell's).
-    - `bought`: seed_id, k of the draws of this teacher version that exist; optionally planned, false for byproducts.
+    - `cells`: cell_id, cell, slice, scenario, layer, feasible, band, fleet_share, k (null: the request's). Optional:
+      sigma (standard deviation of the gated statistic within a seed; null or NaN: not known), yield_kept and
+      yield_verified (verdicts so far), decision (seeds that don't say are decision points), pin, floor, cap (kept
+      samples; null: no rule), rule_boost (1). The rules' columns count in train plans only.
+    - `seeds`: candidates of the purpose's split, or a frame seed_id (unique), cell_id, grp, split, prn in [0, 1),
+      decision_point (null: unsaid), k (null: the cell's), optionally size and origin.
+    - `bought`: seed_id, k of the draws of this teacher version that exist; optional: see `draws.find_credits`.
     - `rates`: one price for all, or a frame cell_id, usd, gpu_s.
+    - `groups`: slice, split, n_groups; needed with candidates when splits are held out.
+    - `corpus`: seed_id, k_seed, k_counted as the last plan left it: frozen K's, and which draws are of the walk.
+    - `outside`: cell_id, n: samples that exist outside the frame, capped at K per seed already.
+    - `cases`: open divergence cases (see `cases.choose_cases`). `blocked`: ids of seeds that nothing may be bought on.
+    - `goals`: cell_id, target of the plan in force, for a top-up.
 
     A gate or confirm plan may lack seeds in a cell as long as its slice has some; the cell is marked then.
 
     Raises:
-        DistdataError: a feasible cell without seeds, a slice with too few held-out groups, floors above the budget
-            (each waived by `allow_undecidable`), a budget that buys nothing, a band that is no positive number,
-            a boost for nothing known, a gate plan where nothing is held out.
+        DistdataError: a feasible cell without seeds, a slice with too few held-out groups, floors, pins or decidable
+            minima above the budget or the seeds (each waived by `allow_undecidable`), rules that contradict each
+            other, layers that can't hold, a budget that buys nothing, a band that is no positive number, a boost for
+            nothing known, a gate plan where nothing is held out, a top-up of nothing.
     """
     cells = cells.sort("cell_id")
+    check_cells(cells)
+    usd, gpu_s = rates_per_cell(cells, rates)
+    groups = groups_of(request, cells, seeds) if groups is None else groups
+    frame = _frame_of_purpose(request, cells, seeds, corpus, blocked)
+    offered = sum_by_cell(frame, frame.k_seed)
+    extra = _per_cell(cells, outside, "n")
     feasible = cells["feasible"].to_numpy()
-    _check_cells(cells)
-    usd, gpu_s = _rates_per_cell(cells, rates)
-    frame = _frame_of_purpose(request, cells, seeds)
-    lacking = feasible & (frame.n_seeds == 0)
-    short = _check_seeds(request, cells, seeds, lacking)
-    credits = find_credits(frame, bought)
+    lacking = feasible & (offered == 0) & (extra == 0)
+    short = check_seeds(request, cells, groups, lacking)
+    chosen = choose_cases(request, cells, cases, bought, blocked, usd=usd, gpu_s=gpu_s)
+    credits = find_credits(frame, _flag_walk(bought, corpus))
+    yields, measured, hopeless = cell_yields(cells, request.expected_yield)
+    stock = take_stock(
+        frame, credits, outside=extra, cases=chosen.per_cell, yields=yields, measured=measured, hopeless=hopeless
+    )
+    world = World(
+        cells=cells, usd=usd, gpu_s=gpu_s, frame=frame, credits=credits, cases=chosen, outside=extra, stock=stock
+    )  # fmt: skip
     weights = _weights(request, cells, usd, gpu_s)
-    targets = set_targets(
-        request,
-        weight=weights.weight,
-        floor=first_seeds(frame, request.floor_seeds),
-        ceiling=sum_by_cell(frame, frame.k_seed),
-        credit=sum_by_cell(frame, credits.counted),
-        usd=usd,
-        gpu_s=gpu_s,
-    )
+    minima = _minima(request, world, band_factor=1.0)
+    if minima is not None and not request.allow_undecidable:
+        _refuse_undecidable(request, minima)
+    floor = minima.lower if minima is not None else _default_pilot(request, world)
+    bounds = cell_bounds(request, cells, frame, extra + chosen.per_cell, floor)
+    problem = Problem(
+        request=request, weight=weights.weight, bounds=bounds, stock=stock, usd=usd, gpu_s=gpu_s,
+        n_cases=chosen.per_cell, layer_names=cells["layer"].to_list(), minima=minima,
+    )  # fmt: skip
+    targets = top_up(problem, _goals(cells, goals)) if request.top_up else set_targets(problem)
     taken = take_fresh(frame, credits, targets.fresh)
-    drawn, corpus = _draw_frames(cells, frame, credits, taken)
-    marks = np.select(
-        [lacking, targets.below_floor, feasible & short], [MARK_NO_SEEDS, MARK_BELOW_FLOOR, MARK_SHORT_GROUPS], ""
-    )
-    chain = _chain(cells, weights, targets, frame, request.expected_yield).with_columns(
-        n_seeds_taken=sum_by_cell(frame, (credits.per_seed + taken.fresh > 0).astype(np.int64)),
-        usd=targets.fresh * usd,
-        gpu_s=targets.fresh * gpu_s,
-        mark=pl.Series(marks.tolist(), dtype=pl.String),
-    )
+    chance = inclusion(frame, credits, taken, walk=_walk(request, world, targets), adaptive=request.looked)
+    marks = mark_cells(world, lacking, short, targets, bounds, minima)
+    chain = cell_chain(world, weights, bounds, targets, taken, marks)
     return Plan(
         request=request,
         cells=chain,
-        draws=drawn,
-        seeds=corpus,
+        draws=draw_frame(world, taken, chance),
+        seeds=corpus_frame(world, taken, chance),
+        prices=_prices(request, world, weights, bounds, targets, minima),
+        minima=minima_frame(minima, targets.target),
         shortfall=targets.shortfall,
         band_ref=weights.band_ref,
+        notes=tuple(note for note in (*targets.notes, chosen.note, _waiting_note(request, world, targets)) if note),
     )
 
 
-def _check_cells(cells: pl.DataFrame) -> None:
-    planned = cells.filter("feasible")
-    if planned.height == 0:
-        raise DistdataError(f"plan: none of the {cells.height} cells is feasible. Check [[infeasible]].")
-    band = planned["band"].to_numpy()
-    bad = np.flatnonzero(~(np.isfinite(band) & (band > 0)))
-    if len(bad):
-        name = planned["cell"][int(bad[0])]
-        raise DistdataError(f"plan: band of cell {name} is {band[bad[0]]:g}; it must be a number above 0.")
+def _per_cell(cells: pl.DataFrame, table: pl.DataFrame | None, column: str) -> Ints:
+    """Return a table's [cell_id, column] in the order of `cells`, int64 [H]; 0 where it has no row or is infeasible."""
+    if table is None or table.height == 0:
+        return np.zeros(cells.height, dtype=np.int64)
+    sums = table.group_by(pl.col("cell_id").cast(cells["cell_id"].dtype)).agg(pl.col(column).cast(pl.Int64).sum())
+    found = cells.select("cell_id", "feasible").join(sums, on="cell_id", how="left", maintain_order="left")
+    return np.where(found["feasible"].to_numpy(), found[column].fill_null(0).to_numpy(), 0).astype(np.int64)
 
 
-def _rates_per_cell(cells: pl.DataFrame, rates: Rates | pl.DataFrame) -> tuple[Floats, Floats]:
-    """Return dollars and accelerator seconds per draw, float64 [H] each; 0 in infeasible cells without a rate."""
-    n = cells.height
-    if isinstance(rates, Rates):
-        return np.full(n, float(rates.usd)), np.full(n, float(rates.gpu_s))
-    joined = cells.select("cell_id", "cell", "feasible").join(rates, on="cell_id", how="left", maintain_order="left")
-    columns = []
-    for name in ("usd", "gpu_s"):
-        value = joined[name].cast(pl.Float64).to_numpy()
-        bad = np.flatnonzero(joined["feasible"].to_numpy() & ~(np.isfinite(value) & (value >= 0)))
-        if len(bad):
-            where = joined["cell"][int(bad[0])]
-            raise DistdataError(f"plan: {len(bad)} cells have no {name} per draw, {where} the first; give them a rate.")
-        columns.append(np.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0))
-    return columns[0], columns[1]
+def _goals(cells: pl.DataFrame, goals: pl.DataFrame | None) -> Ints:
+    wanted = _per_cell(cells, goals, "target")
+    if not wanted.any():
+        raise DistdataError(
+            "plan --top-up: there is no plan in force whose targets could be filled. Make one: distdata plan --budget "
+            "2000samples"
+        )
+    return wanted
 
 
-def _frame_of_purpose(request: PlanRequest, cells: pl.DataFrame, seeds: pl.DataFrame) -> Frame:
+def _frame_of_purpose(
+    request: PlanRequest,
+    cells: pl.DataFrame,
+    seeds: pl.DataFrame | Candidates,
+    corpus: pl.DataFrame | None,
+    blocked: pl.Series | None,
+) -> Frame:
+    """Build the frame; a pilot's seeds that say nothing get `k_pilot` draws, or spread could not be seen."""
     split = FRAME_SPLIT[request.purpose]
     if split != "train" and split not in request.held_out:
         raise DistdataError(
             f"plan {request.purpose}: no seeds are held out for it. Set {split} in [splits] above 0 and import seeds."
         )
+    n = cells.height
+    decision = cells["decision"].fill_null(False).to_numpy() if "decision" in cells.columns else np.zeros(n, np.bool_)
+    cell_k = cells["k"].cast(pl.Int64).fill_null(request.k).to_numpy()
+    if request.purpose == "pilot":
+        decision, cell_k = np.ones(n, dtype=np.bool_), np.full(n, request.k_pilot, dtype=np.int64)
     return build_frame(
-        seeds.lazy().filter(pl.col("split") == split).select(*SEED_COLUMNS).collect(),
+        seeds if isinstance(seeds, Candidates) else candidates_of(seeds, split),
         cells["cell_id"].cast(pl.Int32).to_numpy(),
         cells["feasible"].to_numpy(),
-        cells["k"].cast(pl.Int64).fill_null(request.k).to_numpy(),
+        cell_k,
+        cell_decision=decision,
+        frozen=None if corpus is None else corpus.select("seed_id", "k_seed"),
+        blocked=blocked,
     )
 
 
-def _check_seeds(request: PlanRequest, cells: pl.DataFrame, seeds: pl.DataFrame, lacking: Bools) -> Bools:
-    """Refuse cells without seeds and slices short of groups; return which cells lie in a short slice, bool [H]."""
-    feasible = cells["feasible"].to_numpy()
-    slices = cells["slice"].to_numpy()
-    by_slice = seeds.lazy().filter(pl.col("split").is_in(list(request.held_out)))
-    placed = by_slice.join(cells.lazy().select("cell_id", "slice"), on="cell_id").select("slice", "grp", "split")
-    names = cells.filter("feasible")["slice"].unique().to_list()
-    short = check_splits(placed.collect(), names, held_out=request.held_out, min_groups=request.min_groups)
-    if not request.allow_undecidable:
-        if FRAME_SPLIT[request.purpose] != "train":
-            refuse_short_slices(short)
-            lacking = lacking & ~np.isin(slices, slices[feasible & ~lacking])
-        _refuse_lacking(request, cells, lacking)
-        refuse_short_slices(short)
-    return np.isin(slices, [s.slice for s in short])
-
-
-def _refuse_lacking(request: PlanRequest, cells: pl.DataFrame, lacking: Bools) -> None:
-    if not lacking.any():
-        return
-    n = int(lacking.sum())
-    split = FRAME_SPLIT[request.purpose]
-    names = _first_names(cells.filter(pl.Series(lacking))["cell"].to_list())
-    raise DistdataError(
-        f"plan {request.purpose}: {n} feasible cell{'s have' if n > 1 else ' has'} no {split} seeds: {names}. Import "
-        "seeds for them, declare them under [[infeasible]], or pass --allow-undecidable to plan without them."
-    )
-
-
-def _first_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _flag_walk(bought: pl.DataFrame, corpus: pl.DataFrame | None) -> pl.DataFrame:
+    """Mark which existing draws belong to the walk: those below the k that the last plan counted; all without one."""
+    if corpus is None or "walk" in bought.columns or corpus.height == 0:
+        return bought
+    counted = corpus.select("seed_id", pl.col("k_counted").cast(pl.Int32))
+    flagged = bought.join(counted, on="seed_id", how="left", maintain_order="left")
+    return flagged.with_columns(walk=(pl.col("k") < pl.col("k_counted")).fill_null(True)).drop("k_counted")
 
 
 def _weights(request: PlanRequest, cells: pl.DataFrame, usd: Floats, gpu_s: Floats) -> Weights:
     """Compute the weights; a price of 0 somewhere makes ``neyman`` go by the other price, or by none."""
     feasible = cells["feasible"].to_numpy()
     cost = next((c for c in (usd, gpu_s) if np.all(c[feasible] > 0)), np.ones(cells.height))
-    sigma = cells["sigma"].to_numpy() if "sigma" in cells.columns else np.full(cells.height, WORST_SIGMA)
+    sigma = _sigma(cells)
     weights = cell_weights(
         request.policy,
         feasible=feasible,
@@ -173,7 +186,7 @@ def _weights(request: PlanRequest, cells: pl.DataFrame, usd: Floats, gpu_s: Floa
         boost=_boosts(request, cells),
         gamma=request.gamma,
         fleet_blend=request.fleet_blend,
-        sigma=sigma,
+        sigma=np.where(np.isfinite(sigma), sigma, WORST_SIGMA),
         cost=np.where(feasible, cost, 1.0),
     )
     if not weights.weight.sum() > 0:
@@ -181,72 +194,125 @@ def _weights(request: PlanRequest, cells: pl.DataFrame, usd: Floats, gpu_s: Floa
     return weights
 
 
+def _sigma(cells: pl.DataFrame) -> Floats:
+    """Return the measured standard deviations, NaN where there is none, [H]."""
+    if "sigma" not in cells.columns:
+        return np.full(cells.height, np.nan)
+    sigma: Floats = cells["sigma"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return sigma
+
+
 def _boosts(request: PlanRequest, cells: pl.DataFrame) -> Floats:
+    """Multiply the rules' factor with the request's, a cell's own before its slice's, [H]."""
     boost = np.ones(cells.height)
     for column in ("slice", "cell"):  # the cell last, so that its own factor wins
         names = cells[column].to_numpy()
         for name, factor in request.boosts.items():
             boost[names == name] = factor
-    known = {*cells["slice"].to_list(), *cells["cell"].to_list()}
+    known = {*cells["slice"].to_list(), *cells["cell"].to_list()} if request.boosts else set()
     for name in request.boosts:
         if name not in known:
             raise DistdataError(f"plan: boost for {name!r}, which is no cell or slice.{nearest(name, sorted(known))}")
+    if "rule_boost" in cells.columns and request.purpose == "train":
+        boost = boost * cells["rule_boost"].cast(pl.Float64).fill_null(1.0).to_numpy()
     return boost
 
 
-def _chain(
-    cells: pl.DataFrame, weights: Weights, targets: Targets, frame: Frame, expected_yield: float
+def _minima(request: PlanRequest, world: World, *, band_factor: float) -> SliceMinima | None:
+    if request.purpose not in GATED or request.top_up:
+        return None
+    return slice_minima(
+        world.frame,
+        slices=world.cells["slice"].to_numpy(),
+        feasible=world.feasible,
+        band=world.cells["band"].cast(pl.Float64).to_numpy() * band_factor,
+        fleet_share=world.cells["fleet_share"].cast(pl.Float64).to_numpy(),
+        sigma=_sigma(world.cells),
+        aims=request.aims,
+    )
+
+
+def _refuse_undecidable(request: PlanRequest, minima: SliceMinima) -> None:
+    at = np.flatnonzero(minima.undecidable)
+    if len(at) == 0:
+        return
+    names = first_names(
+        [
+            f"{minima.names[i]} (band {minima.band[i]:.4g}) needs {minima.needed[i]:,} and has seeds for "
+            f"{minima.ceiling[i]:,} at {minima.k[i]:.3g} draws each"
+            for i in at
+        ]
+    )
+    aims = request.aims
+    raise DistdataError(
+        f"plan {request.purpose}: {len(at):,} slice{'s' if len(at) > 1 else ''} can't be decided with the seeds held "
+        f"out for {request.purpose}: {names} (draws per side for power {aims.power:g} at a difference of "
+        f"{aims.expected_difference:g} bands). Import more seeds, raise K, widen the bands, lower [gates] power or "
+        "expected_difference, or pass --allow-undecidable to take what there is and mark the cells."
+    )
+
+
+def _default_pilot(request: PlanRequest, world: World) -> Ints | None:
+    if request.purpose != "pilot" or request.budget is not None:
+        return None
+    cells = world.cells
+    return pilot_floor(world.frame, cells["scenario"].to_list(), cells["fleet_share"].cast(pl.Float64).to_numpy())
+
+
+def _walk(request: PlanRequest, world: World, targets: Targets) -> Ints:
+    """Return how many draws each cell's walk reaches, [H]: never more than the target asks for before any verdict.
+
+    What a poor measured yield adds depends on what the draws said, so it extends no walk.
+    """
+    reached = sum_by_cell(world.frame, world.credits.worth) + targets.fresh
+    blind = np.ceil((targets.target - world.outside) / request.expected_yield * (1 - 1e-12)).astype(np.int64)
+    walk: Ints = np.maximum(np.minimum(reached, blind - world.cases.per_cell), 0)
+    return walk
+
+
+def _waiting_note(request: PlanRequest, world: World, targets: Targets) -> str:
+    """Tell of cells whose seeds offer too little in this round, though later ones may fill them."""
+    stock = world.stock
+    expected = np.ceil(stock.expected(targets.fresh) * (1 - 1e-12))
+    waits = (targets.target > expected) & (stock.offer == targets.fresh) & (stock.yields < 1) & ~stock.hopeless
+    if request.budget is not None and request.budget.kind != "samples":
+        return ""
+    n = int(waits.sum())
+    if n == 0:
+        return ""
+    return (
+        f"{n:,} cell{'s' if n > 1 else ''} may end below target: all that the seeds offer is bought, and some of it "
+        "will be rejected. Run `distdata plan --top-up` once the verdicts are in."
+    )
+
+
+def _prices(
+    request: PlanRequest,
+    world: World,
+    weights: Weights,
+    bounds: Bounds,
+    targets: Targets,
+    minima: SliceMinima | None,
 ) -> pl.DataFrame:
-    known = cells.select(
-        "cell_id", "cell", "slice", "scenario", "layer", "feasible", pl.col("fleet_share", "band").cast(pl.Float64)
+    if request.purpose == "pilot" or request.top_up:
+        return pl.DataFrame(schema=PRICES)
+    sharper = _minima(request, world, band_factor=TIGHTER)
+    by_minima = None
+    if minima is not None and sharper is not None:
+        lacking = np.maximum(sharper.needed - sharper.ceiling, 0)
+        at_first = np.unique(sharper.slice_of[sharper.slice_of >= 0], return_index=True)[1]
+        missing = np.zeros_like(targets.target)
+        missing[np.flatnonzero(sharper.slice_of >= 0)[at_first]] = lacking
+        by_minima = sharper.lower, missing
+    tighter, missing = tighter_target(request, weights.weight, bounds, targets.target, by_minima)
+    return slice_prices(
+        slices=world.cells["slice"].to_numpy(),
+        feasible=world.feasible,
+        band=world.cells["band"].cast(pl.Float64).to_numpy(),
+        target=targets.target,
+        tighter=tighter,
+        missing=missing,
+        stock=world.stock,
+        usd=world.usd,
+        gpu_s=world.gpu_s,
     )
-    return known.with_columns(
-        pl.Series("base", weights.base),
-        pl.Series("tightness", weights.tightness),
-        pl.Series("boost", weights.boost),
-        pl.Series("weight", weights.weight),
-        pl.Series("floor", targets.floor),
-        pl.Series("ceiling", targets.ceiling),
-        pl.Series("credit", targets.credit),
-        pl.Series("yield", np.full(cells.height, expected_yield)),
-        pl.Series("target", targets.target),
-        pl.Series("fresh", targets.fresh),
-        pl.Series("n_seeds_frame", frame.n_seeds),
-    )
-
-
-def _draw_frames(
-    cells: pl.DataFrame, frame: Frame, credits: Credits, taken: Taken
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Build the frame of draws to buy, in generation order, and the frame of seeds in the corpus."""
-    cell_ids = cells["cell_id"].cast(pl.Int32).to_numpy()
-    chance = inclusion(frame, credits, taken.fresh)
-    cell = frame.cell[chance.position]
-    per_draw = cells["fleet_share"].to_numpy()[cell] * chance.share / chance.k_total
-    corpus = pl.DataFrame(
-        {
-            "seed_id": frame.seed_ids.gather(frame.row[chance.position]),
-            "cell_id": cell_ids[cell],
-            "k_total": chance.k_total.astype(np.int32),
-            "fresh": taken.fresh[chance.position].astype(np.int32),
-            "pi": chance.pi,
-            "weight": per_draw,
-        }
-    )
-    slot = np.zeros(len(frame.row), dtype=np.int64)
-    slot[chance.position] = np.arange(len(chance.position))
-    at = slot[taken.position]
-    rows = frame.row[taken.position]
-    drawn = pl.DataFrame(
-        {
-            "seed_id": frame.seed_ids.gather(rows),
-            "cell_id": cell_ids[cell[at]],
-            "k": taken.k.astype(np.int32),
-            "k_total": chance.k_total[at].astype(np.int32),
-            "pi": chance.pi[at],
-            "weight": per_draw[at],
-            "decision_point": frame.decision_points[rows],
-            "prn": frame.prn[taken.position],
-        }
-    )
-    return drawn, corpus

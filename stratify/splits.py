@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ..catalogs.errors import DistdataError
-from ..catalogs.hashing import unit_interval
+from ..catalogs.hashing import unit_intervals
 
 SPLITS = ("train", "gate", "confirm")
 _TRAIN, _GATE, _CONFIRM = range(3)
@@ -53,9 +53,9 @@ def assign_splits(
     groups = pl.concat([pairs.select("grp"), kept.select("grp")]).unique().sort("grp")
     groups = groups.join(kept, on="grp", how="left", maintain_order="left")
     code = groups["split"].replace_strict(list(SPLITS), [0, 1, 2], return_dtype=pl.Int8).fill_null(-1).to_numpy().copy()
-    names = groups["grp"].to_list()
     is_new = code < 0
-    u = np.array([unit_interval("split", salt, name) if new else 1.0 for name, new in zip(names, is_new, strict=True)])
+    u = np.ones(groups.height)
+    u[is_new] = unit_intervals("split", salt, groups["grp"].filter(pl.Series(is_new)))
     code[is_new] = np.select([u < gate, u < gate + confirm], [_GATE, _CONFIRM], _TRAIN)[is_new]
 
     shares = {_GATE: gate, _CONFIRM: confirm}
@@ -63,7 +63,8 @@ def assign_splits(
     for members in _groups_by_slice(pairs, groups["grp"], u) if wanted else []:
         for split in wanted:
             _top_up(code, members, is_new, split, min_groups)
-    return pl.DataFrame({"grp": groups["grp"], "split": np.array(SPLITS)[code].tolist()}, schema_overrides=_TEXT)
+    names = pl.Series(SPLITS, dtype=pl.String).gather(code)
+    return pl.DataFrame({"grp": groups["grp"], "split": names}, schema_overrides=_TEXT)
 
 
 def _groups_by_slice(pairs: pl.DataFrame, names: pl.Series, u: NDArray[np.float64]) -> list[NDArray[np.int64]]:

@@ -5,129 +5,279 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..catalogs.errors import DistdataError
-from .allocate import MONEY_TOLERANCE, Floats, Ints, allocate, allocate_money, price
+from .allocate import MONEY_TOLERANCE, Floats, Ints, allocate, allocate_groups, allocate_money
+from .bounds import NO_RULE, Bounds, first_names
+from .frame import Bools
+from .layers import Layers, find_layers, first_true, refuse_layers
+from .minima import SliceMinima
 from .request import PlanRequest
-
-Bools = NDArray[np.bool_]
-
-_ROUNDING = 1e-12
-"""Relative slack against rounding by the yield: 57 kept at 0.57 are 100 draws, not 101, and back 57, not 56."""
+from .worth import Stock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Targets:
     """The counts of each cell, int64 [H], and what could not be placed.
 
-    `floor` and `ceiling` are draws, `target` kept samples, `credit` draws that exist, `fresh` draws to buy.
-    `shortfall` is in the budget's unit.
+    `target` are kept samples, `fresh` draws to buy from the frame's seeds. `below` bool [H]: the target lies below what
+    floors, pins or minima ask for. `shortfall` is in the budget's unit, and `notes` say why there is one.
     """
 
-    floor: Ints
-    ceiling: Ints
-    credit: Ints
     target: Ints
     fresh: Ints
-    below_floor: Bools
+    below: Bools
     shortfall: float
+    notes: tuple[str, ...]
 
 
-def set_targets(
-    request: PlanRequest, *, weight: Floats, floor: Ints, ceiling: Ints, credit: Ints, usd: Floats, gpu_s: Floats
-) -> Targets:
-    """Spread the budget over the cells, all arrays [H].
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Problem:
+    """What the budget is spread over, arrays [H]: weights, bounds, what exists, and the price of a draw.
 
-    A sample budget is the corpus aimed at: targets don't depend on what exists, and what exists lowers the
-    purchase one for one. A money budget pays for new draws only and walks past the others for free; it deals draws
-    rather than kept samples, and targets follow by the expected yield.
+    `n_cases` are draws on divergence cases that are bought in any case; they are in `stock` already.
+    """
+
+    request: PlanRequest
+    weight: Floats
+    bounds: Bounds
+    stock: Stock
+    usd: Floats
+    gpu_s: Floats
+    n_cases: Ints
+    layer_names: list[str]
+    minima: SliceMinima | None
+
+    def price(self) -> Floats:
+        """Return what a draw costs in the budget's unit."""
+        return self.usd if self.request.budget is None or self.request.budget.kind == "usd" else self.gpu_s / 3600
+
+
+def set_targets(problem: Problem) -> Targets:
+    """Spread the budget over the cells.
+
+    A sample budget is the corpus aimed at: targets don't depend on what exists, and what exists lowers the purchase one
+    for one. A money budget pays for new draws only and walks past what exists for free. Without a budget every cell
+    gets its lower bound: the decidable minima of a gate plan.
 
     Raises:
-        DistdataError: the floors don't fit (unless `allow_undecidable`), or nothing at all can be bought.
+        DistdataError: floors, pins or minima don't fit (unless `allow_undecidable`), layers can't hold, or nothing at
+            all can be bought.
     """
-    if request.budget.kind == "samples":
-        target, purchase, below, shortfall = _by_samples(request, weight, floor, ceiling)
+    budget = problem.request.budget
+    if budget is None:
+        target, shortfall = problem.bounds.lower, 0.0
+    elif budget.kind == "samples":
+        target, shortfall = _by_samples(problem, int(budget.amount))
     else:
-        cost = usd if request.budget.kind == "usd" else gpu_s / 3600
-        target, purchase, below, shortfall = _by_money(request, weight, floor, ceiling, credit, cost)
+        target, shortfall = _by_money(problem, budget.amount)
+    if not target.any() and not problem.stock.worth.any():
+        raise DistdataError(f"plan {problem.request.purpose}: no cell has seeds to draw from. Import seeds first.")
+    fresh = problem.stock.fresh_for(target)
+    notes = [_shortfall_note(problem, target, shortfall)] if shortfall else []
+    if not fresh.any() and not problem.n_cases.any():
+        notes.append(
+            f"Nothing to buy: the {int(problem.stock.worth.sum()):,} samples that exist are what this budget aims at."
+        )
     return Targets(
-        floor=floor,
-        ceiling=ceiling,
-        credit=credit,
-        target=target,
-        fresh=np.maximum(purchase - credit, 0),
-        below_floor=below,
-        shortfall=shortfall,
-    )
+        target=target, fresh=fresh, below=target < problem.bounds.floor, shortfall=shortfall, notes=tuple(notes)
+    )  # fmt: skip
 
 
-def _by_samples(request: PlanRequest, weight: Floats, floor: Ints, ceiling: Ints) -> tuple[Ints, Ints, Bools, float]:
-    budget = int(request.budget.amount)
-    upper = _kept_of(ceiling, request.expected_yield)
-    lower = np.minimum(floor, upper)
-    if int(lower.sum()) > budget:
-        _refuse_floors(request, lower, float(lower.sum()), f"need {int(lower.sum()):,} samples")
+def top_up(problem: Problem, goals: Ints) -> Targets:
+    """Aim at `goals` [H], the targets of the plan in force, and buy what is short, as far as a money budget goes.
+
+    Raises:
+        DistdataError: the budget buys nothing though something is short.
+    """
+    budget, stock = problem.request.budget, problem.stock
+    fresh = stock.fresh_for(goals)
+    notes: list[str] = []
+    if budget is not None and fresh.any():
+        price = problem.price()
+        _refuse_free(problem, fresh, price)
+        wanted = float((fresh * price).sum())
+        if wanted > budget.amount * (1 + MONEY_TOLERANCE):
+            have = np.minimum(np.floor(stock.worth).astype(np.int64), goals)
+            reached = allocate_money(
+                goals.astype(np.float64), have, goals, lambda n: stock.fresh_for(n) * price, budget.amount
+            )
+            fresh = stock.fresh_for(reached)
+            if not fresh.any():
+                _refuse_nothing(problem, price, stock.fresh_for(goals) > 0)
+            notes.append(
+                f"{budget} pays for {int(fresh.sum()):,} of the {int(stock.fresh_for(goals).sum()):,} draws that are "
+                f"short; all of them cost {budget.text_at_least(wanted)}."
+            )
+    if not fresh.any():
+        notes.append(_nothing_short(problem, goals))
+    return Targets(target=goals, fresh=fresh, below=np.zeros(len(goals), np.bool_), shortfall=0.0, notes=tuple(notes))
+
+
+def _nothing_short(problem: Problem, goals: Ints) -> str:
+    stock = problem.stock
+    missing = goals > np.ceil(stock.worth * (1 - 1e-12)).astype(np.int64)
+    if missing.any():
+        return (
+            f"Nothing can be bought now: {int(missing.sum()):,} cells are short, but their seeds offer no draw. The "
+            "list of unfillable cells names those that never will; the others wait for verdicts on what they have."
+        )
+    return f"Nothing is short: all {int((goals > 0).sum()):,} cells with a target stand at it. Nothing to buy."
+
+
+def _by_samples(problem: Problem, budget: int) -> tuple[Ints, float]:
+    request, bounds = problem.request, problem.bounds
+    lower, upper = bounds.lower, bounds.upper
+    total = int(lower.sum())
+    if request.layers is not None and request.purpose == "train":
+        layers = find_layers(request, problem.layer_names, problem.weight, lower, upper)
+        placed = min(budget, layers.largest()) if request.allow_undecidable else budget
+        if not request.allow_undecidable:
+            refuse_layers(layers, budget)
+        return _layered(layers, placed), float(budget - placed)
+    if total > budget:
+        _refuse_floors(problem, float(total), f"need {total:,} samples")
         target = allocate(lower.astype(np.float64), np.zeros_like(lower), lower, budget)
     else:
-        target = allocate(weight, lower, upper, budget)
-    if not target.any():
-        raise DistdataError(f"plan {request.purpose}: no cell has seeds to draw from. Import seeds first.")
-    purchase = np.minimum(_draws_for(target, request.expected_yield), ceiling)
-    return target, purchase, target < lower, float(budget - int(target.sum()))
+        target = allocate(problem.weight, lower, upper, budget)
+    return target, float(budget - int(target.sum()))
 
 
-def _by_money(
-    request: PlanRequest, weight: Floats, floor: Ints, ceiling: Ints, credit: Ints, cost: Floats
-) -> tuple[Ints, Ints, Bools, float]:
-    money = request.budget.amount
-    _refuse_free(request, ceiling, cost)
-    lower = np.minimum(
-        _draws_for(np.minimum(floor, _kept_of(ceiling, request.expected_yield)), request.expected_yield), ceiling
+def _layered(layers: Layers, total: int) -> Ints:
+    """Deal `total`, each layer its part; floors that don't fit into a part are scaled down to it."""
+    parts, lower = layers.parts(total), layers.lower
+    fitting = allocate_groups(
+        lower.astype(np.float64), np.zeros_like(lower), lower, layers.layer, np.minimum(parts, layers.least)
     )
-    floor_cost = price(lower, cost, credit)
-    if floor_cost > money * (1 + MONEY_TOLERANCE):
-        _refuse_floors(request, lower, floor_cost, f"cost {request.budget.text_at_least(floor_cost)}")
-        purchase = allocate_money(lower.astype(np.float64), np.zeros_like(lower), lower, cost, credit, money)
+    return allocate_groups(layers.weight, fitting, layers.upper, layers.layer, parts)
+
+
+def _by_money(problem: Problem, amount: float) -> tuple[Ints, float]:
+    request, bounds, stock = problem.request, problem.bounds, problem.stock
+    price = problem.price()
+    _refuse_free(problem, stock.offer, price)
+    money = max(amount - float((problem.n_cases * price).sum()), 0.0)
+    lower = bounds.lower
+    upper = np.maximum(lower, np.minimum(bounds.upper, stock.within_reach()))
+
+    def price_of(target: Ints) -> Floats:
+        return stock.fresh_for(target) * price
+
+    least = float(price_of(lower).sum())
+    if request.layers is not None and request.purpose == "train":
+        layers = find_layers(request, problem.layer_names, problem.weight, lower, upper)
+        target, upper = _by_money_in_layers(problem, layers, price_of, money)
+    elif least > money * (1 + MONEY_TOLERANCE):
+        assert request.budget is not None, "money comes from a budget"
+        _refuse_floors(problem, _with_cases(problem, least), f"cost {request.budget.text_at_least(least)}")
+        target = allocate_money(lower.astype(np.float64), np.zeros_like(lower), lower, price_of, money)
     else:
-        purchase = allocate_money(weight, lower, ceiling, cost, credit, money)
-    if not purchase.any():
-        cheapest = request.budget.text_at_least(float(cost[ceiling > 0].min()))
+        target = allocate_money(problem.weight, lower, upper, price_of, money)
+    if not target.any():
+        _refuse_nothing(problem, price, stock.offer > 0)
+    left = money - float(price_of(target).sum())
+    exhausted = bool(np.all((target == upper) | (problem.weight == 0))) and left > amount * MONEY_TOLERANCE
+    return target, left if exhausted else 0.0
+
+
+def _by_money_in_layers(problem: Problem, layers: Layers, price_of: object, money: float) -> tuple[Ints, Ints]:
+    """Find the largest total whose parts fit the money; return targets and what the largest total of all would be."""
+    assert callable(price_of), "a function from targets to prices"
+    limit = money * (1 + MONEY_TOLERANCE)
+    smallest, largest = layers.smallest(), layers.largest()
+    scaled = problem.request.allow_undecidable
+    if not scaled and smallest > largest:
+        refuse_layers(layers, max(largest, 1))
+    low = 0 if scaled else smallest
+
+    def too_dear(total: int) -> bool:
+        return float(price_of(_layered(layers, total)).sum()) > limit
+
+    if not scaled and too_dear(low):
+        least = float(price_of(_layered(layers, low)).sum())
+        budget = problem.request.budget
+        assert budget is not None, "money comes from a budget"
+        _refuse_floors(
+            problem, _with_cases(problem, least),
+            f"take {low:,} samples in these shares of the layers, which cost {budget.text_at_least(least)}",
+        )  # fmt: skip
+    total = first_true(too_dear, low, largest + 1) - 1
+    return _layered(layers, max(total, 0)), _layered(layers, largest)
+
+
+def _with_cases(problem: Problem, least: float) -> float:
+    """Return a budget that leaves `least` once the divergence cases have had their share of it."""
+    request = problem.request
+    spent = float((problem.n_cases * problem.price()).sum())
+    if spent == 0:
+        return least
+    return least / (1 - request.case_share) if request.case_share < 1 else least + spent
+
+
+def _shortfall_note(problem: Problem, target: Ints, shortfall: float) -> str:
+    budget, bounds = problem.request.budget, problem.bounds
+    assert budget is not None, "only a budget falls short"
+    unit = {"samples": "samples", "usd": "dollars", "gpuh": "GPU-hours"}[budget.kind]
+    held = (target >= bounds.upper) & (bounds.upper > 0)
+    by_rule = held & (((bounds.cap != NO_RULE) & (bounds.cap < bounds.ceiling)) | (bounds.pin != NO_RULE))
+    spent = ~held & (problem.stock.fresh_for(target) == problem.stock.offer) & (bounds.upper > 0)
+    reasons = []
+    if n := int((held & ~by_rule).sum()):
+        reasons.append(f"{_cells(n)} no more seeds x K to give")
+    if n := int(by_rule.sum()):
+        reasons.append(f"{_cells(n)} a cap or pin that stops there")
+    if (n := int(spent.sum())) and budget.kind != "samples":
+        reasons.append(f"{_cells(n)} no more to offer until verdicts are in")
+    if problem.request.layers is not None:
+        reasons.append("the shares of the layers hold the others back")
+    return (
+        f"{shortfall:,.12g} {unit} of {budget} could not be placed: {'; '.join(reasons)}. Import more seeds, or raise K "
+        "or the caps."
+    )
+
+
+def _cells(n: int) -> str:
+    return f"{n:,} cell has" if n == 1 else f"{n:,} cells have"
+
+
+def _refuse_free(problem: Problem, offer: Ints, price: Floats) -> None:
+    budget = problem.request.budget
+    if budget is not None and np.any(offer > 0) and not np.any(price[offer > 0] > 0):
         raise DistdataError(
-            f"plan {request.purpose}: {request.budget} buys nothing; the cheapest draw costs {cheapest}. Give more."
-        )
-    left = money - price(purchase, cost, credit)
-    exhausted = bool(np.all((purchase == ceiling) | (weight == 0))) and left > money * MONEY_TOLERANCE
-    return _kept_of(purchase, request.expected_yield), purchase, purchase < lower, left if exhausted else 0.0
-
-
-def _kept_of(draws: Ints, expected_yield: float) -> Ints:
-    """Return the kept samples that `draws` draws lead to expect: rounded down, but at least 1 where there is a draw."""
-    kept = np.floor(draws * expected_yield * (1 + _ROUNDING)).astype(np.int64)
-    kept_or_one: Ints = np.maximum(kept, np.minimum(draws, 1))
-    return kept_or_one
-
-
-def _draws_for(kept: Ints, expected_yield: float) -> Ints:
-    """Return the draws to buy for `kept` expected samples, rounded up."""
-    draws: Ints = np.ceil(kept / expected_yield * (1 - _ROUNDING)).astype(np.int64)
-    return draws
-
-
-def _refuse_free(request: PlanRequest, ceiling: Ints, cost: Floats) -> None:
-    if np.any(ceiling > 0) and not np.any(cost[ceiling > 0] > 0):
-        raise DistdataError(
-            f"plan {request.purpose}: a draw of this teacher costs 0 {request.budget.kind}, so {request.budget} "
+            f"plan {problem.request.purpose}: a draw of this teacher costs 0 {budget.kind}, so {budget} "
             "sets no limit. Give a budget in samples, or set a price under [teacher]."
         )
 
 
-def _refuse_floors(request: PlanRequest, lower: Ints, least: float, need: str) -> None:
+def _refuse_nothing(problem: Problem, price: Floats, offered: Bools) -> None:
+    purpose, budget = problem.request.purpose, problem.request.budget
+    assert budget is not None, "only a budget can be too small"
+    if not offered.any():
+        raise DistdataError(f"plan {purpose}: no cell has seeds to draw from. Import seeds first.")
+    cheapest = budget.text_at_least(float(price[offered].min()))
+    raise DistdataError(f"plan {purpose}: {budget} buys nothing; the cheapest draw costs {cheapest}. Give more.")
+
+
+def _refuse_floors(problem: Problem, least: float, need: str) -> None:
+    """Refuse a budget below floors, pins and minima, unless that is allowed: then they are scaled down."""
+    request, bounds = problem.request, problem.bounds
     if request.allow_undecidable:
         return
-    floors = f"the floors of {int((lower > 0).sum()):,} cells ({request.floor_seeds} seeds each)"
+    assert request.budget is not None, "only a budget can be too small"
     enough = request.budget.text_at_least(least)
+    if problem.minima is not None:
+        minima = problem.minima
+        at = np.argsort(-minima.needed, kind="stable")
+        shown = first_names([f"{minima.names[i]} {min(minima.needed[i], minima.ceiling[i]):,}" for i in at])
+        what, out = f"the decidable minima of {len(at):,} slices ({shown})", "widen their bands"
+    else:
+        pinned = int((bounds.pin > 0).sum())
+        n_floors = int(((bounds.lower > 0) & (bounds.pin == NO_RULE)).sum())
+        what = f"the floors of {n_floors:,} cells ({request.floor_seeds} seeds each"
+        what += ", or more by [[plan.rules]])" if bounds.ruled.any() else ")"
+        what += f" and the pins of {pinned:,} more" if pinned else ""
+        out = "lower [plan] floor_seeds or the rules"
     raise DistdataError(
-        f"plan {request.purpose}: {floors} {need}; the budget is {request.budget}. Give at least --budget {enough}, "
-        "lower [plan] floor_seeds, or pass --allow-undecidable to scale the floors down and mark the cells."
+        f"plan {request.purpose}: {what} {need}; the budget is {request.budget}. Give at least --budget {enough}, "
+        f"{out}, or pass --allow-undecidable to scale them down and mark the cells."
     )

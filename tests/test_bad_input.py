@@ -113,8 +113,8 @@ def root(base: Path, tmp_path: Path) -> Path:
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    """Return the bytes of every file below `root` that is no lock."""
-    files = (p for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    """Return the bytes of every file below `root` that is no lock and can't be made again from the others."""
+    files = (p for p in root.rglob("*") if p.is_file() and not {"__pycache__", "cache"} & set(p.parts))
     return {str(p.relative_to(root)): p.read_bytes() for p in files if p.suffix != ".lock" and p.name[0] != "."}
 
 
@@ -318,7 +318,7 @@ PLANS: list[tuple[list[str], list[str]]] = [
     (["--budget", "5"], ["budget '5': 5 of what?"]),
     (["--budget", "much"], ["budget 'much': no amount found"]),
     (["--budget", "2.5samples"], ["2.5 samples is no whole number"]),
-    ([], ["plan: how much? Give --budget 2000samples, 400gpuh or $800."]),
+    ([], ["plan train: how much? Give a budget, such as --budget 2000samples or --budget 800usd."]),
     (
         ["--budget", "7samples"],
         [

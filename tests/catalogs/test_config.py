@@ -98,9 +98,9 @@ def test_a_good_file_and_its_defaults(tmp_path: Path) -> None:
             GOOD + '[plan]\npolicy = "best"',
             "plan.policy = 'best': input should be 'gate', 'uniform', 'fleet' or 'neyman'",
         ),
-        (GOOD + "[plan]\nk = 0", "plan.k = 0: input should be greater than or equal to 1"),
+        (GOOD + "[plan]\nk = 0", "plan.k = 0: input should be a whole number from 1 to 255, or 'auto'"),
         (GOOD + "[plan]\ngamma = nan", "plan.gamma = nan: input should be"),
-        (GOOD + "[plan]\nk = 2.5", "plan.k = 2.5: input should be a valid integer"),
+        (GOOD + "[plan]\nk = 2.5", "plan.k = 2.5: input should be a whole number from 1 to 255, or 'auto'"),
         (GOOD + "[splits]\ngate = 0.9", "splits.gate = 0.9: input should be less than or equal to 0.45"),
         (
             GOOD + '[generate]\nengine = "spark"',

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from distdata.catalogs.hashing import bytes_hash, content_hash, draw_rng_seed, hash64, unit_interval
+from distdata.catalogs.hashing import bytes_hash, content_hash, draw_rng_seed, hash64, unit_interval, unit_intervals
 
 FALSE_ALARM = 1e-6
 """The chance that a test below fails for a perfect hash. Its inputs are fixed, so it fails always or never."""
@@ -106,3 +106,10 @@ def test_content_hash_ignores_key_order(value: dict[str, object], random: object
 def test_bytes_hash_ignores_chunks(chunks: list[bytes]) -> None:
     """A stream hashes the same however it is cut."""
     assert bytes_hash(chunks) == bytes_hash([b"".join(chunks)])
+
+
+@given(st.text(max_size=5), st.text(max_size=5), st.lists(st.text(max_size=20), max_size=20))
+def test_many_at_once_are_the_same_numbers(domain: str, salt: str, names: list[str]) -> None:
+    """Hashing a column gives to the bit what hashing its names one by one gives."""
+    one_by_one = [unit_interval(domain, salt, name) for name in names]
+    assert unit_intervals(domain, salt, names).tolist() == one_by_one

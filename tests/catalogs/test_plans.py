@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distdata.catalogs import store
 from distdata.catalogs.config import parse_config
 from distdata.catalogs.errors import DistdataError
 from distdata.catalogs.hashing import draw_rng_seed
 from distdata.catalogs.intake import import_seeds
-from distdata.catalogs.plans import find_plan, load_plan, open_plans, planning_inputs, sample_id, save_plan
+from distdata.catalogs.plans import find_plan, load_plan, open_plans, sample_id, save_plan
 from distdata.catalogs.project import Project
 
 TOML = """
@@ -202,23 +201,3 @@ def test_no_plan_yet(tmp_path: Path) -> None:
     """Without a plan, the message says how to make one."""
     with pytest.raises(DistdataError, match=r"There is no plan yet\. Make one: distdata plan --budget 2000samples"):
         find_plan(_project(tmp_path), None)
-
-
-def test_planning_inputs(project: Project) -> None:
-    """Planning sees all cells and seeds, and only the draws that this teacher version gave, with their mean cost."""
-    with store.write(project.catalog_path) as con:
-        for seed, gpu_s in (("s0", 1.0), ("s1", 3.0)):
-            con.execute(
-                """INSERT INTO samples BY NAME
-                SELECT ? AS sample_id, 3 AS plan_no, ? AS seed_id, 0 AS k, ? AS gpu_s, 0.5 AS usd""",
-                [seed, seed, gpu_s],
-            )
-    with store.read(project.catalog_path) as con:
-        assert store.first(con.execute("SELECT plan_no FROM plans")) == (3,)
-    inputs = planning_inputs(project, "feedbeef00000000", "train")
-    assert inputs.cells["cell"].to_list() == ["day,a/cross", "night,a/cross"]
-    assert sorted(inputs.seeds["seed_id"]) == ["s0", "s1", "s2"]
-    assert sorted(inputs.bought.iter_rows()) == [("s0", 0), ("s1", 0)]
-    assert (inputs.measured_gpu_s, inputs.measured_usd) == (2.0, 0.5)
-    other = planning_inputs(project, "0000000000000000", "train")
-    assert (len(other.bought), other.measured_gpu_s, other.measured_usd) == (0, None, None)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distdata.catalogs import seeds as seeds_module
 from distdata.catalogs.errors import DistdataError
 from distdata.catalogs.hashing import unit_interval
 from distdata.catalogs.seeds import check_seeds, read_seed_file, with_permanent_numbers
@@ -42,6 +43,7 @@ def _jsonl(folder: Path, *records: object) -> Path:
 def test_all_columns_arrive(tmp_path: Path) -> None:
     """Each column ends where it belongs, in the type it belongs to."""
     full = {**GOOD, "group": "drive-7", "decision_point": True, "k": 4, "control_axis": "steer", "control_value": 0.5}
+    full["size"] = 2.5
     seeds = _check(_jsonl(tmp_path, {**full, "params": {"v": [1, 2]}, "speed": 3.5}, {**GOOD, "seed_id": "a2"}))
     assert seeds.to_dicts() == [
         {
@@ -51,6 +53,7 @@ def test_all_columns_arrive(tmp_path: Path) -> None:
             "grp": "drive-7",
             "decision_point": True,
             "k": 4,
+            "size": 2.5,
             "control_axis": "steer",
             "control_value": 0.5,
             "params": '{"speed": 3.5, "v": [1, 2]}',
@@ -60,14 +63,52 @@ def test_all_columns_arrive(tmp_path: Path) -> None:
             "cell_id": 4,
             "slice": "day",
             "grp": "a2",
-            "decision_point": False,
+            "decision_point": None,
             "k": None,
+            "size": None,
             "control_axis": None,
             "control_value": None,
             "params": '{"speed": null}',
         },
     ]
-    assert (seeds.schema["cell_id"], seeds.schema["k"]) == (pl.Int32, pl.Int32)
+    schema = [seeds.schema[name] for name in ("cell_id", "k", "size", "decision_point")]
+    assert schema == [pl.Int32, pl.Int32, pl.Float64, pl.Boolean]
+
+
+def test_what_a_seed_does_not_say_stays_open(tmp_path: Path) -> None:
+    """A decision point is true, false or unsaid; a file without the column, or with empty fields, says nothing."""
+    said = "seed_id,light,scenario,decision_point,size\na,day,cross,true,3\nb,day,cross,0,\nc,day,cross,,\n"
+    (tmp_path / "s.csv").write_text(said)
+    seeds = _check(tmp_path / "s.csv")
+    assert seeds["decision_point"].to_list() == [True, False, None]
+    assert seeds["size"].to_list() == [3.0, None, None]
+    assert _check(_jsonl(tmp_path, GOOD))["decision_point"].to_list() == [None]
+    typed = [{**GOOD, "decision_point": None}, {**GOOD, "seed_id": "a2", "decision_point": False}]
+    assert _check(_jsonl(tmp_path, *typed))["decision_point"].to_list() == [None, False]
+
+
+PLAIN = {
+    'a "quoted" name': st.text(st.characters(exclude_categories=["Cs"])),
+    "flag": st.booleans(),
+    "n": st.integers(-(2**63), 2**63 - 1),
+    "x": st.floats(allow_nan=False, allow_infinity=False),
+    "nothing": st.none(),
+}
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.fixed_dictionaries({name: st.none() | value for name, value in PLAIN.items()}), min_size=1))
+def test_columns_of_plain_values_become_params(rows: list[dict[str, object]]) -> None:
+    """Whole columns become JSON objects that hold each row's values exactly, in the order of their names."""
+    columns = pl.DataFrame(
+        rows, schema=dict(zip(PLAIN, (pl.String, pl.Boolean, pl.Int64, pl.Float64, pl.Null), strict=True))
+    )
+    raw = columns.with_row_index("i").select(
+        pl.all().exclude("i"), seed_id=pl.format("s{}", "i"), light=pl.lit("day"), scenario=pl.lit("cross")
+    )
+    params = [json.loads(text) for text in check_seeds(raw, CELLS, ["light"], NONE, "x")["params"]]
+    assert params == rows
+    assert all(list(p) == sorted(PLAIN) for p in params)
 
 
 def test_csv_and_parquet_hold_the_same(tmp_path: Path) -> None:
@@ -87,6 +128,15 @@ def test_csv_and_parquet_hold_the_same(tmp_path: Path) -> None:
         got = _check(tmp_path / name)
         assert got.drop("params").equals(want.drop("params")), name
         assert [json.loads(p) for p in got["params"]] == [{"v": 1}, {"v": 2}], name
+
+
+def test_short_floats_are_widened_as_python_widens_them(tmp_path: Path) -> None:
+    """A float32 of 0.1 is 0.10000000149011612 in the params, whichever way it went there."""
+    frame = pl.DataFrame({**GOOD, "v": [0.1]}, schema_overrides={"v": pl.Float32})
+    frame.write_parquet(tmp_path / "s.parquet")
+    frame.with_columns(params=pl.lit("{}")).write_parquet(tmp_path / "t.parquet")
+    for name in ("s.parquet", "t.parquet"):
+        assert json.loads(_check(tmp_path / name)["params"][0]) == {"v": 0.10000000149011612}
 
 
 def test_extra_keys_stay_what_they_are(tmp_path: Path) -> None:
@@ -122,6 +172,12 @@ BAD = [
     ({"k": 256}, "has a bad k: row 2 b (256)"),
     ({"k": 1.5}, "has a bad k: row 2 b (1.5)"),
     ({"k": "many"}, "has a bad k: row 2 b ('many')"),
+    ({"size": 0}, "has a bad size: row 2 b (0). It must be a finite number above 0."),
+    ({"size": -1.5}, "has a bad size: row 2 b (-1.5)"),
+    ({"size": float("inf")}, "has a bad size: row 2 b (inf)"),
+    ({"size": float("nan")}, "has a bad size: row 2 b (nan)"),
+    ({"size": "big"}, "has a bad size: row 2 b ('big')"),
+    ({"v": float("nan")}, "1 of 2 seeds have bad params (row 2: Out of range float values are not JSON compliant"),
     ({"decision_point": "maybe"}, "has a bad decision_point: row 2 b ('maybe'). Allowed: true, false."),
     ({"control_value": "fast"}, "has a bad control_value: row 2 b ('fast'). It must be a finite number."),
     ({"params": "{"}, "1 of 2 seeds have bad params (row 2: "),
@@ -230,3 +286,12 @@ def test_order_of_rows_does_not_matter(order: list[int]) -> None:
     permuted = with_permanent_numbers(check_seeds(raw[order], CELLS, ["light"], NONE, "x"), "salt")
     assert permuted.sort("seed_id").equals(straight.sort("seed_id"))
     assert straight["prn"].to_list() == [unit_interval("prn", "salt", f"s{i}") for i in range(8)]
+
+
+def test_numbers_of_whole_columns_are_those_of_single_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing a column in pieces gives what hashing each name gives."""
+    monkeypatch.setattr(seeds_module, "HASHED_AT_ONCE", 3)
+    names = ["a", "b-1", "ü", "x" * 64, "7", "8", "9"]
+    expected = [unit_interval("prn", "ß", name) for name in names]
+    assert with_permanent_numbers(pl.DataFrame({"seed_id": names}), "ß")["prn"].to_list() == expected
+    assert with_permanent_numbers(pl.DataFrame({"seed_id": NONE}), "ß")["prn"].to_list() == []

@@ -29,9 +29,9 @@ def con() -> duckdb.DuckDBPyConnection:
     )
     plan = "'2026', 't', '1', 'feed', 5, 0, 0"
     con.execute(
-        f"""INSERT INTO plans VALUES (3, 'old', 'train', 'gate', 'b', {plan}, 'new'),
-        (5, 'new', 'train', 'gate', 'b', {plan}, NULL),
-        (6, 'g', 'gate', 'gate', 'b', {plan}, NULL)"""
+        f"""INSERT INTO plans VALUES (3, 'old', 'train', 'gate', 'b', {plan}, 'new', false),
+        (5, 'new', 'train', 'gate', 'b', {plan}, NULL, false),
+        (6, 'g', 'gate', 'gate', 'b', {plan}, NULL, false)"""
     )  # fmt: skip
     con.execute(
         """INSERT INTO plan_cells BY NAME SELECT * FROM (VALUES (3, 0, 3, 0, 3), (3, 1, 4, 0, 4), (5, 0, 6, 3, 3),
@@ -107,6 +107,30 @@ def test_samples_lie_where_compaction_put_them(con: duckdb.DuckDBPyConnection) -
     assert row == ("joined.tar", 512 + 4096, "new", "t", "day,a/x", "crash")
 
 
+def test_rejected_samples_are_not_kept(con: duckdb.DuckDBPyConnection) -> None:
+    """A dropped sample stays generated and paid for, is not kept, and leaves its target short."""
+    con.execute("INSERT INTO drop_cells VALUES (3, 0, 1), (5, 0, 1), (6, 0, 1)")
+    columns = "generated, kept, deficit"
+    assert _one(con, f"SELECT {columns} FROM coverage WHERE light = 'day'") == (5, 3, 3)  # target 6
+    assert _one(con, f"SELECT {columns} FROM coverage_by_purpose WHERE purpose = 'gate' AND light = 'day'") == (1, 0, 1)
+
+
+def test_fleet_weights_are_those_of_the_corpus_now(con: duckdb.DuckDBPyConnection) -> None:
+    """A seed's share of its cell is divided among its counted draws that are kept; the others weigh nothing."""
+    con.execute(
+        """INSERT INTO samples BY NAME SELECT * FROM (VALUES ('s0-k001', 5, 0, 0, 0, 's0', 1, 'train', 512, 0.0),
+        ('s0-k002', 5, 0, 0, 0, 's0', 2, 'train', 512, 0.0), ('s0-k007', 5, 0, 0, 0, 's0', 7, 'train', 512, 0.0))
+        t(sample_id, plan_no, unit, attempt, cell_id, seed_id, k, split, "offset", weight)"""
+    )
+    con.execute("UPDATE samples SET split = 'train'")
+    # the seed stands for half of its cell, and its draws below 3 were chosen by a walk
+    con.execute("INSERT INTO corpus VALUES ('train', 'feed', 's0', 0, 4, 3, 0.5, 0.25)")
+    con.execute("INSERT INTO drops VALUES ('s0-k001', 'verify', 'blurred', 9), ('s0-k001', 'size', 'small', 9)")
+    rows = con.execute("SELECT k, kept, drop_reason, fleet_weight FROM samples_weighted ORDER BY k").fetchall()
+    # the cell is 0.75 of the fleet: 0.75 x 0.5 over the two kept draws 0 and 2
+    assert rows == [(0, True, None, 0.1875), (1, False, "blurred", 0), (2, True, None, 0.1875), (7, True, None, 0)]
+
+
 def test_spend_counts_everything_paid(con: duckdb.DuckDBPyConnection) -> None:
     """Spend holds superseded plans too, per purpose: what is paid is paid."""
     rows = con.execute(
@@ -133,7 +157,7 @@ def test_payments_for_nothing_are_spend_too(con: duckdb.DuckDBPyConnection) -> N
 def test_a_pilot_counts_for_training(con: duckdb.DuckDBPyConnection) -> None:
     """A pilot draws from training seeds: its samples are part of the corpus, and of the pilot's own coverage."""
     plan = "'2026', 't', '1', 'feed', 5, 0, 0"
-    con.execute(f"INSERT INTO plans VALUES (7, 'p', 'pilot', 'gate', 'b', {plan}, NULL)")
+    con.execute(f"INSERT INTO plans VALUES (7, 'p', 'pilot', 'gate', 'b', {plan}, NULL, false)")
     con.execute("INSERT INTO unit_cells VALUES (7, 0, 0, 1, 2, 0, 20, 0.2, 0, 20, 1, 0.5)")
     assert _one(con, "SELECT target, kept, deficit FROM coverage WHERE light = 'night'") == (2, 2, 0)
     assert _one(con, "SELECT kept FROM coverage_by_purpose WHERE purpose = 'pilot' AND light = 'night'") == (2,)
@@ -143,7 +167,7 @@ def test_a_pilot_counts_for_training(con: duckdb.DuckDBPyConnection) -> None:
 def test_another_teacher_version_fills_no_target(con: duckdb.DuckDBPyConnection) -> None:
     """Once a plan for a new version is made, samples of the old one are spend, and no longer coverage."""
     plan = "'2026', 't', '2', 'beef', 5, 0, 0"
-    con.execute(f"INSERT INTO plans VALUES (8, 'v2', 'train', 'gate', 'b', {plan}, NULL)")
+    con.execute(f"INSERT INTO plans VALUES (8, 'v2', 'train', 'gate', 'b', {plan}, NULL, false)")
     con.execute(
         """INSERT INTO plan_cells BY NAME SELECT * FROM (VALUES (8, 0, 6, 0, 6), (8, 1, 2, 0, 2))
         t(plan_no, cell_id, target, credit, fresh)"""

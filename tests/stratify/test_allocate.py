@@ -1,13 +1,13 @@
 """Whole draws per cell: worked by hand, against the one-by-one law, and its invariants."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distdata.stratify.allocate import allocate, allocate_money
+from distdata.stratify.allocate import allocate, allocate_groups, allocate_money
 
 Array = np.ndarray
 
@@ -77,15 +77,19 @@ MONEY_BY_HAND = {
 }
 
 
+def _price_of(cost: Array, free: Array) -> Callable[[Array], Array]:
+    """Price counts whose first `free` of each cell exist already."""
+    return lambda counts: np.maximum(counts - free, 0) * cost
+
+
 @pytest.mark.parametrize("case", MONEY_BY_HAND.values(), ids=MONEY_BY_HAND.keys())
 def test_money_allocations_worked_by_hand(
     case: tuple[list[float], list[int], list[float], list[int], float, list[int]],
 ) -> None:
     """A money budget walks the same sequence and stops before the first draw that doesn't fit."""
     weights, upper, cost, free, money, expected = case
-    counts = allocate_money(
-        _floats(weights), np.zeros(len(weights), dtype=np.int64), _ints(upper), _floats(cost), _ints(free), money
-    )
+    nothing = np.zeros(len(weights), dtype=np.int64)
+    counts = allocate_money(_floats(weights), nothing, _ints(upper), _price_of(_floats(cost), _ints(free)), money)
     assert counts.tolist() == expected
 
 
@@ -148,7 +152,44 @@ def test_money_equal_to_buying_one_draw_at_a_time(
             break
         spent += step
         expected[cell] += 1
-    assert allocate_money(weights, lower, upper, prices, owned, money).tolist() == expected.tolist()
+    assert allocate_money(weights, lower, upper, _price_of(prices, owned), money).tolist() == expected.tolist()
+
+
+# steps that cost more the further they go, as draws do whose yield is below 1: 1, 2, 1, 2, ... dollars a kept sample
+UNEVEN = [0.0, 1.0, 3.0, 4.0, 6.0, 7.0]
+
+
+@pytest.mark.parametrize(("money", "expected"), [(0.9, [0, 0]), (1, [1, 0]), (2, [1, 1]), (3.9, [1, 1]), (4, [2, 1])])
+def test_uneven_prices_stop_before_the_step_that_does_not_fit(money: float, expected: list[int]) -> None:
+    """Two equal cells take turns: 1, 1, then 2 dollars for a's second sample, which 3.9 dollars don't pay."""
+    both, table = np.zeros(2, dtype=np.int64), np.array(UNEVEN)
+    counts = allocate_money(np.ones(2), both, both + 5, lambda n: table[n], money)
+    assert counts.tolist() == expected
+
+
+@given(
+    problem=_problems(),
+    groups=st.lists(st.integers(0, 2), min_size=7, max_size=7),
+    extra=st.lists(st.integers(0, 30), min_size=3, max_size=3),
+)
+@settings(max_examples=300, deadline=None)
+def test_groups_are_dealt_as_if_each_were_alone(
+    problem: tuple[Array, Array, Array], groups: list[int], extra: list[int]
+) -> None:
+    """Dealing all groups at once equals `allocate` for each, ties, empty groups and generous budgets included."""
+    weights, lower, upper = problem
+    group = _ints(groups[: len(weights)])
+    budgets = _ints([int(lower[group == g].sum()) + extra[g] for g in range(3)])
+    counts = allocate_groups(weights, lower, upper, group, budgets)
+    for g in range(3):
+        mine = group == g
+        assert counts[mine].tolist() == allocate(weights[mine], lower[mine], upper[mine], int(budgets[g])).tolist()
+
+
+def test_a_group_below_its_lower_bounds_is_refused() -> None:
+    """The error names the group and both numbers."""
+    with pytest.raises(ValueError, match="group 1 sum to 3, above its budget of 2"):
+        allocate_groups(np.ones(3), _ints([1, 1, 2]), _ints([9, 9, 9]), _ints([0, 1, 1]), _ints([1, 2]))
 
 
 @given(problem=_problems(), extra=st.integers(0, 40))
@@ -199,6 +240,6 @@ def test_impossible_inputs_are_refused(
     """Weights that are no weights and bounds that can't be met raise ValueError with the reason."""
     with pytest.raises(ValueError, match=reason):
         allocate(_floats(weights), _ints(lower), _ints(upper), budget)
-    free, price = np.zeros(2, dtype=np.int64), np.ones(2)
+    price_of = _price_of(np.ones(2), np.zeros(2, dtype=np.int64))
     with pytest.raises(ValueError, match="lower bounds cost 4" if "sum" in reason else reason):
-        allocate_money(_floats(weights), _ints(lower), _ints(upper), price, free, float(budget))
+        allocate_money(_floats(weights), _ints(lower), _ints(upper), price_of, float(budget))

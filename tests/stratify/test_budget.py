@@ -55,6 +55,16 @@ def test_bad_budgets_are_refused_with_the_forms_that_work(text: str, reason: str
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["1e30samples", "$1e300", "1000000000001samples", "2e12gpuh"])
+def test_absurdly_large_budgets_are_refused_with_the_limit(text: str) -> None:
+    """What no catalog could use is an error with the amount, the limit of 10^12 and the way out."""
+    with pytest.raises(
+        DistdataError, match=r"is more than the 1,000,000,000,000 that can be planned.*seeds x K samples"
+    ):
+        parse_budget(text)
+    assert parse_budget("1e12samples").amount == 1e12
+
+
 @pytest.mark.parametrize(
     ("kind", "amount", "text"),
     [

@@ -6,6 +6,7 @@ import pytest
 from distdata.catalogs.errors import DistdataError
 from distdata.stratify.budget import parse_budget
 from distdata.stratify.explain import MAX_CELLS, explain
+from distdata.stratify.minima import GateAims
 from distdata.stratify.plan import make_plan
 from distdata.stratify.request import Plan, PlanRequest, Rates
 
@@ -62,6 +63,9 @@ def test_the_chain_of_a_cell_is_told_in_numbers() -> None:
         "  floor 4 (K draws of its first 1), ceiling 20 (5 seeds x 4 draws): target 16 kept samples "
         "(its weight alone: 16.0 of 40)",
         "  existing draws 1: buy 15 for $7.50 and 0.15 GPU-hours; the corpus then rests on 4 of 5 seeds",
+        # the next draw would go to itself at 4/7 / 16.5; with (1 / 0.9)^2 = 1.235 times the weight it gets
+        # 1.235 x 16.5 - 0.5 = 19.9, so 20, and night,rain/wait 1.235 / 7 / (4/7 / 16.5) - 0.5 = 4.6, so 5: 4 + 1 more
+        "  price of bands 10% tighter in night,rain: 5 more draws, $2.50, 0.05 GPU-hours",
     ]
 
 
@@ -109,11 +113,12 @@ def test_bounds_marks_and_infeasible_cells_are_said() -> None:
     assert "raised to the floor" in raised
     scaled = "\n".join(explain(_plan("14samples", allow_undecidable=True), "day,rain/cross"))
     assert "all that the budget leaves of the floor" in scaled
-    assert "marked: the budget could not pay its floor of 4" in scaled
+    assert "marked: its floor of 4 could not be met" in scaled
     half = "\n".join(explain(_plan(expected_yield=0.5), "night,rain/cross"))
-    assert (
-        "at a yield of 50%, existing draws 1: buy 19" in half
-    )  # 10 of 20 can be expected, so 20 less the one there is
+    # 16 kept samples at a yield of 0.5 are 32 draws, but its 5 seeds offer 19 more; the one there is counts half
+    assert "yield 50.0%, expected: nothing was verified here yet" in half
+    assert "existing draws 1 are worth 0.5 kept samples" in half
+    assert "existing draws 1: buy 19 for" in half
 
 
 @pytest.mark.parametrize(
@@ -129,6 +134,97 @@ def test_bounds_marks_and_infeasible_cells_are_said() -> None:
 def test_each_policy_explains_itself(policy: str, changes: dict[str, object], text: str) -> None:
     """The base and band sentences follow the policy that was used."""
     assert text in "\n".join(explain(_plan(policy=policy, **changes), "night,rain/cross"))
+
+
+def _small(request: PlanRequest, cells: pl.DataFrame, split: str, **more: object) -> Plan:
+    """Plan two cells with 60 seeds each."""
+    seeds = pl.DataFrame(
+        {
+            "seed_id": [f"c{c}-{i:02d}" for c in range(2) for i in range(60)],
+            "cell_id": pl.Series([c for c in range(2) for _ in range(60)], dtype=pl.Int32),
+            "grp": [f"g{i}" for i in range(120)],
+            "split": [split] * 120,
+            "prn": [(i % 60 + 0.5) / 60 for i in range(120)],
+            "decision_point": [False] * 120,
+            "k": pl.Series([None] * 120, dtype=pl.Int32),
+        }
+    )
+    bought = more.pop("bought", pl.DataFrame(schema={"seed_id": pl.String, "k": pl.Int32}))
+    return make_plan(request, cells, seeds, bought, Rates(usd=0.5, gpu_s=36.0), **more)  # type: ignore[arg-type]
+
+
+def _two(**columns: list[object]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "cell_id": pl.Series([0, 1], dtype=pl.Int32),
+            "cell": ["day/x", "night/x"],
+            "slice": ["day", "night"],
+            "scenario": ["x", "x"],
+            "layer": ["core", "long_tail"],
+            "feasible": [True, True],
+            "band": [0.1, 0.1],
+            "fleet_share": [0.5, 0.5],
+            "k": pl.Series([1, 1], dtype=pl.Int32),
+        }
+    ).with_columns(pl.Series(name, values) for name, values in columns.items())
+
+
+def test_rules_layers_verdicts_and_unfillable_cells_are_said() -> None:
+    """Pins, caps, the rules' own words, a layer's part, a measured yield and what can't be filled are told."""
+    cells = _two(
+        pin=[None, 70], cap=[12, None], rule=["cap 12 (plan.rules[0]: slice=day)", None],
+        k_source=["pilot of the cell", None], yield_kept=[0, 12], yield_verified=[30, 20],
+    )  # fmt: skip
+    verdicts = pl.DataFrame(
+        {"seed_id": [f"c1-{i:02d}" for i in range(20)], "k": [0] * 20, "state": ["kept"] * 12 + ["rejected"] * 8}
+    )
+    request = PlanRequest(
+        purpose="train", budget=parse_budget("72samples"), held_out=(), floor_seeds=0, allow_undecidable=True,
+        layers={"core": 1 / 6, "long_tail": 5 / 6},
+    )  # fmt: skip
+    plan = _small(request, cells, "train", bought=verdicts)
+    day, night = "\n".join(explain(plan, "day")), "\n".join(explain(plan, "night"))
+    assert "rules: cap 12 (plan.rules[0]: slice=day)" in day
+    assert "K: pilot of the cell" in day
+    assert "layer core: 0.1667 of 72 samples = 12 for all its cells" in day
+    assert ", capped at 12 by the rules: target 12 kept samples" in day
+    assert ", held by the cap" in day
+    assert "unfillable: verifiers kept none of 20 draws or more; no top-up will reach 12" in day
+    assert "pinned to 70 by the rules, ceiling 60 (60 seeds x 1 draws): target 60 kept samples, all that there" in night
+    assert "yield 80.0%, measured by its verdicts" in night  # (12 + 20) / (20 + 20)
+    assert "existing draws 12 (8 more were rejected) are worth 12.0 kept samples" in night
+    assert "marked: its floor of 70 could not be met" in night
+
+
+def test_gate_plans_say_their_minimum_and_price() -> None:
+    """The gate's line gives what is needed, and the price what a tighter band or missing seeds would mean."""
+    aims = GateAims(sigma=0.1)
+    request = PlanRequest(purpose="gate", held_out=("gate",), min_groups=0, aims=aims, allow_undecidable=True)
+    plan = _small(request, _two(band=[0.15, 0.1]), "gate")
+    # day: 2 x 0.01 x (2 x 1.64485)^2 / 0.075^2 + 1.353 = 38.48 + 1.35 = 39.8; at 0.135: 47.51 + 1.35 = 48.9
+    day = explain(plan, "day")
+    assert (
+        "  gate of day: 40 draws a side tell a difference of 0.5 bands from one of a whole band (band 0.15, K 1, sigma "
+        "0.1); planned 40" in day
+    )
+    assert "  price of bands 10% tighter in day: 9 more draws, $4.50, 0.09 GPU-hours" in day
+    # night: 86.58 + 1.35 = 87.9 of 60; at 0.09: 106.9 + 1.35 = 108.2, 49 more than the seeds give
+    night = "\n".join(explain(plan, "night"))
+    assert "price of bands 10% tighter in night: 49 samples are not to be had from its seeds" in night
+    assert "marked: its slice gets less than its decidable minimum; its gate will stay undecided" in night
+
+
+def test_top_ups_and_other_policies_explain_themselves() -> None:
+    """A top-up's target is that of the plan in force; a policy that ignores bands has no price for them."""
+    goals = pl.DataFrame({"cell_id": [0], "target": [3]})
+    top_up = _small(PlanRequest(purpose="train", held_out=(), top_up=True), _two(), "train", goals=goals)
+    assert explain(top_up, "day")[1:3] == [
+        "  top-up: its target is that of the plan in force",
+        "  ceiling 60 (60 seeds x 1 draws): target 3 kept samples",
+    ]
+    assert "price of bands 10% tighter: none, policy fleet does not look" in "\n".join(
+        explain(_plan(policy="fleet"), "rain")
+    )
 
 
 def test_many_cells_are_cut_with_a_count() -> None:

@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distdata.catalogs.errors import DistdataError
+from distdata.catalogs.frames import candidates_of
 from distdata.stratify.budget import parse_budget
-from distdata.stratify.plan import MARK_BELOW_FLOOR, MARK_NO_SEEDS, MARK_SHORT_GROUPS, make_plan
+from distdata.stratify.chain import MARK_BELOW_FLOOR, MARK_NO_SEEDS, MARK_SHORT_GROUPS
+from distdata.stratify.minima import GateAims
+from distdata.stratify.plan import make_plan
 from distdata.stratify.request import Plan, PlanRequest, Rates, plan_id
 
 NOTHING = pl.DataFrame(schema={"seed_id": pl.String, "k": pl.Int32})
@@ -137,18 +140,23 @@ def test_rates_may_differ_by_cell() -> None:
 
 
 def test_yield_buys_more_than_the_target() -> None:
-    """At a yield of 0.7, 7 kept samples take 10 draws, and a ceiling of 5 draws leads to 3 kept ones at most."""
+    """At a yield of 0.7, 5 kept samples take 8 draws; a cell of 5 seeds can be asked for 5, and offers 5 draws now."""
     plan = _plan("10samples", _cells(2), _seeds([99, 5]), expected_yield=0.7)
-    assert _column(plan, "target") == [7, 3]
-    assert _column(plan, "fresh") == [10, 5]  # 7/0.7 = 10 and 3/0.7 = 4.3 -> 5
+    assert _column(plan, "target") == [5, 5]
+    assert _column(plan, "fresh") == [8, 5]  # 5/0.7 = 7.1 -> 8, but the second has no more than 5
+    assert plan.notes == (
+        "1 cell may end below target: all that the seeds offer is bought, and some of it will be rejected. "
+        "Run `distdata plan --top-up` once the verdicts are in.",
+    )
+    # 20 draws: t kept samples take ceil(t / 0.7) = 2 3 5 6 8 9 10 12 13 15 draws; the second cell's 4th takes its last,
+    # 5th draw (3.5 expected ones, so not a 5th sample); in turn 1 1 2 2 3 3 4 4 = 11 draws, then the first alone to 15
     money = _plan("10usd", _cells(2), _seeds([99, 5]), expected_yield=0.7)
-    assert _column(money, "fresh") == [15, 5]  # 20 draws for the money, 5 of them all there are
-    assert _column(money, "target") == [10, 3]  # 10.5 and 3.5, rounded down
+    assert (_column(money, "target"), _column(money, "fresh")) == ([10, 4], [15, 5])
 
 
 def test_yield_is_not_lost_to_rounding() -> None:
     """57 kept of 100 draws at 0.57, though 57 / 0.57 is 100.00000000000001 and 100 x 0.57 is 56.99999999999999."""
-    plan = _plan("60samples", _cells(1), _seeds([101]), expected_yield=0.57)
+    plan = _plan("57samples", _cells(1), _seeds([101]), expected_yield=0.57)
     assert (_column(plan, "target"), _column(plan, "fresh")) == ([57], [100])
     money = _plan("50usd", _cells(1), _seeds([200]), expected_yield=0.57)
     assert (_column(money, "target"), _column(money, "fresh")) == ([57], [100])
@@ -201,7 +209,8 @@ def test_a_purpose_buys_only_in_its_split(purpose: str, split: str) -> None:
     """Every draw lies on a seed of the purpose's split, and only draws on such seeds earn credit."""
     seeds = _seeds([12]).with_columns(split=pl.Series(["train", "gate", "confirm"] * 4))
     owned = _bought(("c0-0", 0), ("c0-1", 0), ("c0-2", 0))  # one of each split
-    plan = _plan("100samples", _cells(1), seeds, owned, purpose=purpose, held_out=("gate", "confirm"), min_groups=1)
+    rules = {"held_out": ("gate", "confirm"), "min_groups": 1, "allow_undecidable": True}
+    plan = _plan("100samples", _cells(1), seeds, owned, purpose=purpose, **rules)
     bought_in = plan.draws.join(seeds, on="seed_id")["split"].unique().to_list()
     assert bought_in == [split]
     assert (plan.n_credit, plan.n_fresh) == (1, 3)
@@ -271,7 +280,7 @@ def test_slices_short_of_gate_groups_are_refused_or_marked() -> None:
     """A slice with one gate group of two is an error for every purpose, and a mark with --allow-undecidable."""
     seeds = pl.concat([_seeds([6, 6]), _seeds([2, 1], split="gate").with_columns(pl.col("seed_id", "grp") + "x")])
     rules = {"held_out": ("gate",), "min_groups": 2}
-    refusal = r"1 slice has too few gate groups: s1 has 1 of 2 gate groups \(1 in all\)"
+    refusal = r"1 slice has too few gate groups: s1 has 1 of 2 gate groups \(7 in all\)"
     for purpose in ("train", "gate"):
         with pytest.raises(DistdataError, match=refusal):
             _plan("4samples", _cells(2), seeds, purpose=purpose, **rules)
@@ -283,20 +292,27 @@ def test_a_gate_plan_may_miss_a_cell_but_not_a_slice() -> None:
     """A cell without gate seeds is marked when its slice has some, and refused when the whole slice has none."""
     cells = _cells(3).with_columns(slice=pl.Series(["a", "a", "b"]), scenario=pl.Series(["x", "y", "x"]))
     cells = cells.with_columns(cell=pl.col("slice") + "/" + pl.col("scenario"))
-    rules = {"purpose": "gate", "held_out": ("gate",), "min_groups": 0}
-    plan = _plan("4samples", cells, _seeds([4, 0, 4], split="gate"), **rules)
+    aims = GateAims(sigma=0.01)  # so sharp a statistic that the 20 seeds of any gate suffice
+    rules = {"purpose": "gate", "held_out": ("gate",), "min_groups": 0, "aims": aims}
+    plan = _plan("44samples", cells, _seeds([24, 0, 24], split="gate"), **rules)
     assert _column(plan, "mark") == ["", MARK_NO_SEEDS, ""]
+    assert _column(plan, "target") == [22, 0, 22]
     with pytest.raises(DistdataError, match="1 feasible cell has no gate seeds: b/x"):
-        _plan("4samples", cells, _seeds([4, 4, 0], split="gate"), **rules)
+        _plan("44samples", cells, _seeds([24, 24, 0], split="gate"), **rules)
     with pytest.raises(DistdataError, match="no seeds are held out"):
-        _plan("4samples", cells, _seeds([4, 4, 4]), purpose="gate", held_out=())
+        _plan("44samples", cells, _seeds([24, 24, 24]), purpose="gate", held_out=())
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"cells": _cells(2, band=[0.1, 0.0])}, "band of cell s1/cross is 0"),
-        ({"cells": _cells(2, band=[float("nan"), 0.1])}, "band of cell s0/cross is nan"),
+        (
+            {"cells": _cells(2, band=[0.1, 0.0])},
+            r"band of 1 cell is no number above 0: s1/cross \(0\). Set \[bands\] default",
+        ),
+        ({"cells": _cells(2, band=[float("nan"), 0.1])}, r"band of 1 cell is no number above 0: s0/cross \(nan\)"),
+        ({"cells": _cells(2, band=[None, float("inf")])}, r"band of 2 cells is .*s0/cross \(nan\), s1/cross \(inf\)"),
+        ({"cells": _cells(2, fleet_share=[-0.5, 1.5])}, r"fleet_share of 1 cell .*s0/cross \(-0.5\). Check \[fleet\]"),
         ({"cells": _cells(2, feasible=[False, False])}, "none of the 2 cells is feasible"),
         ({"cells": _cells(2, fleet_share=[0.0, 0.0]), "policy": "fleet"}, "weight 0"),
         ({"rates": Rates(usd=0.0, gpu_s=1.0), "budget": "5usd"}, "costs 0 usd"),
@@ -325,6 +341,12 @@ def test_bad_inputs_are_refused(changes: dict[str, object], reason: str) -> None
         ({"floor_seeds": -1}, "floor_seeds"),
         ({"expected_yield": 0.0}, "expected_yield"),
         ({"boosts": {"a": 0.0}}, "boost of a"),
+        ({"k_pilot": 1}, "k_pilot = 1 must lie in 2 to 255: one draw shows no spread"),
+        ({"case_share": 1.5}, "case_share = 1.5"),
+        ({"layers": {"core": 0.5, "tail": 0.5}}, "no layer 'tail'. Did you mean 'long_tail'"),
+        ({"layers": {"core": 0.5, "long_tail": 0.4}}, "the shares sum to 0.9; they must sum to 1"),
+        ({"layers": {"core": 1.5, "long_tail": -0.5}}, "the share of core is 1.5"),
+        ({"top_up": True}, "4samples is a size of corpus.*Leave out --budget"),
     ],
 )
 def test_bad_requests_are_refused(changes: dict[str, object], reason: str) -> None:
@@ -447,6 +469,131 @@ def test_credits_count_one_for_one_up_to_k(world: tuple[pl.DataFrame, pl.DataFra
     assert _column(credited, "credit") == credit
     fresh = [max(0, n - c) for n, c in zip(plain.cells["fresh"], credit, strict=True)]
     assert _column(credited, "fresh") == fresh
+
+
+def test_candidates_give_the_same_plan_as_their_seeds() -> None:
+    """Seeds sorted before give the very plan of the frame; held-out splits then need the groups counted before."""
+    seeds = pl.concat(
+        [_seeds([5, 4], decision=True), _seeds([3, 3], split="gate").with_columns(pl.col("seed_id") + "g")]
+    )
+    groups = pl.DataFrame({"slice": ["s0", "s1"], "split": ["gate"] * 2, "n_groups": [3, 3]})
+    request = _request("20samples", held_out=("gate",), min_groups=3)
+    plain = make_plan(request, _cells(2), seeds, NOTHING, RATES)
+    sorted_before = make_plan(request, _cells(2), candidates_of(seeds, "train"), NOTHING, RATES, groups=groups)
+    assert plan_id(plain, "t") == plan_id(sorted_before, "t")
+    assert plain.seeds.equals(sorted_before.seeds)
+    with pytest.raises(ValueError, match="groups must be given"):
+        make_plan(request, _cells(2), candidates_of(seeds, "train"), NOTHING, RATES)
+    fewer = groups.with_columns(n_groups=pl.Series([3, 2]))
+    with pytest.raises(DistdataError, match="s1 has 2 of 3 gate groups"):
+        make_plan(request, _cells(2), candidates_of(seeds, "train"), NOTHING, RATES, groups=fewer)
+
+
+def test_the_futures_of_cells_open_seeds_that_say_nothing() -> None:
+    """Where `decision` is true a silent seed gets the cell's K, one that says no stays at 1."""
+    seeds = _seeds([2, 2]).with_columns(decision_point=pl.Series([None, False, None, True]))
+    plan = _plan("99samples", _cells(2, decision=[True, False]), seeds)
+    assert _column(plan, "ceiling") == [4 + 1, 1 + 4]
+    assert plan.draws.filter(pl.col("k") == 0)["decision_point"].to_list() == [True, False, False, True]
+
+
+def test_k_is_frozen_where_draws_exist() -> None:
+    """The corpus keeps K 2 for a seed whose cell has K 4 by now, and the other seeds follow the cell."""
+    corpus = pl.DataFrame({"seed_id": ["c0-0"], "k_seed": [2], "k_counted": [2]})
+    seeds = _seeds([3], decision=True)
+    plan = make_plan(_request("99samples"), _cells(1), seeds, _bought(("c0-0", 0)), RATES, corpus=corpus)
+    assert plan.seeds["k_seed"].to_list() == [2, 4, 4]
+    assert _draws(plan) == [("c0-0", 1)] + [(s, k) for s in ("c0-1", "c0-2") for k in range(4)]
+
+
+def test_blocked_seeds_are_never_bought() -> None:
+    """A blocked seed offers nothing, its draws count nothing, and the floor goes to the next seeds."""
+    seeds, blocked = _seeds([4], decision=True), pl.Series(["c0-0", "unknown"])
+    request = _request("9samples", floor_seeds=2)
+    plan = make_plan(request, _cells(1), seeds, _bought(("c0-0", 0)), RATES, blocked=blocked)
+    assert (_column(plan, "floor"), _column(plan, "ceiling"), _column(plan, "credit")) == ([8], [12], [0])
+    assert _draws(plan) == [("c0-1", k) for k in range(4)] + [("c0-2", k) for k in range(4)] + [("c0-3", 0)]
+
+
+def test_credits_from_outside_the_frame_count_one_for_one() -> None:
+    """Three byproducts outside the frame save three draws, raise what the cell can hold, and enter no weight."""
+    outside = pl.DataFrame({"cell_id": [1, 7], "n": [3, 9]})
+    plan = make_plan(_request("10samples"), _cells(2), _seeds([3, 9]), NOTHING, RATES, outside=outside)
+    # ceilings 3 and 9 + 3; the first is full at 3, so the second aims at 7 and buys 4
+    assert (_column(plan, "ceiling"), _column(plan, "target")) == ([3, 12], [3, 7])
+    assert (_column(plan, "credit"), _column(plan, "fresh")) == ([0, 3], [3, 4])
+    assert plan.seeds["seed_id"].to_list() == ["c0-0", "c0-1", "c0-2", "c1-0", "c1-1", "c1-2", "c1-3"]
+    np.testing.assert_allclose(plan.seeds["weight"].to_numpy(), [1 / 6] * 3 + [1 / 8] * 4)
+
+
+CASES = pl.DataFrame(
+    {
+        "seed_id": ["d-low", "d-high", "d-even", "d-infeasible"],
+        "cell_id": [0, 1, 1, 5],
+        "k_seed": [2, 3, 2, 2],
+        "priority": [1.0, 9.0, 1.0, 99.0],
+        "prn": [0.2, 0.9, 0.1, 0.1],
+    }
+)
+
+
+def test_open_cases_come_first_by_priority() -> None:
+    """Cases are bought before all else within their share, K draws each, weigh nothing and fill their cell's target."""
+    request = _request("20samples", case_share=0.25)  # 5 draws: d-high 3, d-even 2 (prn before d-low's), no more
+    plan = make_plan(request, _cells(2), _seeds([20, 20]), NOTHING, RATES, cases=CASES)
+    assert _draws(plan)[:5] == [("d-high", 0), ("d-high", 1), ("d-high", 2), ("d-even", 0), ("d-even", 1)]
+    assert plan.draws["weight"].to_list()[:5] == plan.draws["pi"].to_list()[:5] == [0.0] * 5
+    assert (_column(plan, "target"), _column(plan, "n_cases"), _column(plan, "fresh")) == ([10, 10], [0, 5], [10, 10])
+    assert plan.draws.height == 20
+    assert plan.seeds.tail(2).select("seed_id", "k_total", "k_seed", "k_counted", "share").rows() == [
+        ("d-high", 3, 3, 0, 0.0),
+        ("d-even", 2, 2, 0, 0.0),
+    ]
+    # the rest still stands for the whole fleet
+    assert (plan.draws["weight"].sum()) == pytest.approx(1.0)
+    assert plan.notes == (
+        "1 of 3 open divergence cases wait: [plan] case_share = 0.25 of 20samples pays for the first 2. Raise "
+        "case_share or the budget. 1 open divergence cases lie in cells that aren't planned, or are blocked.",
+    )
+
+
+def test_cases_are_paid_from_the_money_first() -> None:
+    """Half of 6 dollars at 0.50 is 6 draws: d-high and d-even take 5 of them, and 7 draws are left for the frame."""
+    plan = make_plan(_request("6usd", case_share=0.5), _cells(2), _seeds([20, 20]), NOTHING, RATES, cases=CASES)
+    # targets in turn, the second cell's first five free: 4 and 5 cost 4, then a b a: 6 and 6 cost 7
+    assert (_column(plan, "target"), _column(plan, "fresh"), plan.usd) == ([6, 6], [6, 5 + 1], 6.0)
+
+
+def test_a_case_is_not_bought_twice() -> None:
+    """Draws of a case that exist are left out, a blocked case too, and a cap keeps cases out of its cell."""
+    request = _request("20samples", case_share=1.0)
+    owned, blocked = _bought(("d-high", 0), ("d-high", 2)), pl.Series(["d-low"])
+    plan = make_plan(request, _cells(2), _seeds([20, 20]), owned, RATES, cases=CASES, blocked=blocked)
+    assert [d for d in _draws(plan) if d[0].startswith("d-")] == [("d-high", 1), ("d-even", 0), ("d-even", 1)]
+    assert plan.seeds.filter(pl.col("seed_id") == "d-high")["k_total"].to_list() == [3]
+    capped = _cells(2, cap=[None, 4]).with_columns(pl.col("cap").cast(pl.Int64))
+    plan = make_plan(request, capped, _seeds([20, 20]), NOTHING, RATES, cases=CASES)
+    assert [d[0] for d in _draws(plan) if d[0].startswith("d-")] == ["d-high"] * 3 + ["d-low"] * 2
+    assert _column(plan, "target") == [16, 4]
+
+
+def test_a_plan_made_after_looking_extends_no_walk() -> None:
+    """Draws bought under a boost, beyond what the first plan walked, weigh 0; the first ones keep their weight."""
+    cells, seeds = _cells(2), _seeds([20, 20])
+    first = _plan("8samples", cells, seeds)
+    corpus = first.seeds.select("seed_id", "k_seed", "k_counted")
+    request = _request("16samples", boosts={"s1": 3.0})
+    second = make_plan(request, cells, seeds, first.draws.select("seed_id", "k"), RATES, corpus=corpus)
+    assert _column(second, "target") == [4, 12]
+    assert second.draws["weight"].to_list() == second.draws["pi"].to_list() == [0.0] * 8
+    counted = second.seeds.filter(pl.col("share") > 0)
+    assert counted["seed_id"].to_list() == first.seeds["seed_id"].to_list()
+    np.testing.assert_allclose(counted["weight"].to_numpy(), first.seeds["weight"].to_numpy())
+    # a later plan that did not look takes them in
+    corpus = second.seeds.select("seed_id", "k_seed", "k_counted")
+    owned = pl.concat([first.draws, second.draws]).select("seed_id", "k")
+    third = make_plan(_request("24samples"), cells, seeds, owned, RATES, corpus=corpus)
+    assert (_column(third, "target"), third.seeds.filter(pl.col("share") > 0).height) == ([12, 12], 24)
 
 
 def test_prefixes_of_a_plan_are_balanced() -> None:

@@ -1,0 +1,133 @@
+"""Seed ids of many millions of seeds, looked up both ways: which ids stand at these places, and where these ids stand.
+
+Ids stay in the order in which they were read (`row`), so that more of them are only appended; the place of a row in
+candidate order is a permutation. The index is one sorted 64-bit hash per id, under a hash seed with which no two ids
+collide; what it finds is compared with the id itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from .errors import DistdataError
+
+Rows = NDArray[np.int32]
+Number = TypeVar("Number", bound=np.generic)
+MAX_HASH_SEEDS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HashIndex:
+    """Hashes of all ids, uint64 [N] strictly ascending, and the row of each, int32 [N]; `seed` is the hash's own."""
+
+    seed: int
+    hashes: NDArray[np.uint64]
+    rows: Rows
+
+
+class SeedKeys:
+    """The ids of N seeds: `ids` in the order of their rows, `row` int32 [N] the row at each place."""
+
+    def __init__(self, ids: pl.Series, row: Rows, index: HashIndex | None = None) -> None:
+        self.ids = ids
+        self.row = row
+        self._index = index
+        self._place: Rows | None = None
+
+    @property
+    def index(self) -> HashIndex:
+        """The index by hash, made when it is first needed."""
+        if self._index is None:
+            self._index = build_index(self.ids)
+        return self._index
+
+    def at(self, places: NDArray[np.int64]) -> pl.Series:
+        """Return the ids at these places."""
+        return self.ids.gather(self.row[places]).alias("seed_id")
+
+    def find(self, seed_ids: pl.Series) -> NDArray[np.int64]:
+        """Return the places of these ids, int64 [M]; -1 for one that is not here."""
+        found = np.full(len(seed_ids), -1, dtype=np.int64)
+        if not len(seed_ids) or not len(self.row):
+            return found
+        index = self.index
+        hashes = hash_ids(seed_ids, index.seed)
+        query = np.argsort(hashes)
+        slot = np.minimum(np.searchsorted(index.hashes, hashes[query]), len(self.row) - 1)
+        hit = index.hashes[slot] == hashes[query]
+        query, rows = query[hit], index.rows[slot[hit]]
+        same = (self.ids.gather(rows) == seed_ids.gather(query)).to_numpy()
+        found[query[same]] = self._places()[rows[same]]
+        return found
+
+    def _places(self) -> Rows:
+        """Return the place of each row, int32 [N]."""
+        if self._place is None:
+            self._place = np.empty(len(self.row), dtype=np.int32)
+            self._place[self.row] = np.arange(len(self.row), dtype=np.int32)
+        return self._place
+
+
+def hash_ids(seed_ids: pl.Series, seed: int) -> NDArray[np.uint64]:
+    """Hash ids to uint64 [N]; equal over processes, not over versions of polars (see `hash_probe`)."""
+    return seed_ids.cast(pl.String).hash(seed).to_numpy()
+
+
+def hash_probe(seed: int) -> list[str]:
+    """Return what this installation's hash makes of a few texts, to be compared with what another one made."""
+    return [str(h) for h in hash_ids(pl.Series(["", "seed", "a-much-longer-seed-id-of-some-log-0123456789"]), seed)]
+
+
+def build_index(ids: pl.Series) -> HashIndex:
+    """Hash and sort all ids, which are unique, under the first hash seed that keeps them apart."""
+    for seed in range(MAX_HASH_SEEDS):
+        hashes = hash_ids(ids, seed)
+        rows = np.argsort(hashes).astype(np.int32)
+        hashes = hashes[rows]
+        if not np.any(hashes[1:] == hashes[:-1]):
+            return HashIndex(seed=seed, hashes=hashes, rows=rows)
+    again = ids.filter(ids.is_duplicated())
+    raise DistdataError(f"seeds: id {again[0] if len(again) else ids[0]!r} comes twice; seed ids must be unique.")
+
+
+def extend_index(index: HashIndex, fresh: pl.Series, n_before: int) -> HashIndex | None:
+    """Add the ids `fresh`, whose rows follow the `n_before` there are; None when two ids collide."""
+    hashes = hash_ids(fresh, index.seed)
+    order = np.argsort(hashes)
+    hashes = hashes[order]
+    at = np.searchsorted(index.hashes, hashes)
+    beside = np.minimum(at, max(len(index.hashes) - 1, 0))
+    taken = len(index.hashes) > 0 and np.any(index.hashes[beside] == hashes)
+    if taken or np.any(hashes[1:] == hashes[:-1]):
+        return None
+    slots = Slots.of(at, len(index.hashes))
+    rows = slots.merge(index.rows, (order + n_before).astype(np.int32))
+    return HashIndex(seed=index.seed, hashes=slots.merge(index.hashes, hashes), rows=rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slots:
+    """Where M new entries go among N old ones: `fresh` int64 [M], their places in the whole; `old` bool [N + M]."""
+
+    fresh: NDArray[np.int64]
+    old: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, at: NDArray[np.int64], n_old: int) -> Slots:
+        """Make room before the old entries `at` [M], which ascend."""
+        fresh = at + np.arange(len(at))
+        old = np.ones(n_old + len(at), dtype=np.bool_)
+        old[fresh] = False
+        return cls(fresh=fresh, old=old)
+
+    def merge(self, before: NDArray[Number], fresh: NDArray[Number]) -> NDArray[Number]:
+        """Put old and new values together."""
+        whole = np.empty(len(self.old), dtype=before.dtype)
+        whole[self.old] = before
+        whole[self.fresh] = fresh
+        return whole

@@ -1,0 +1,244 @@
+"""Decidable minima: the formula by hand, what it promises by simulation, and how it falls to slices and cells."""
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from distdata.catalogs.errors import DistdataError
+from distdata.stratify.budget import parse_budget
+from distdata.stratify.chain import MARK_BELOW_MINIMUM, MARK_NO_SEEDS
+from distdata.stratify.minima import GateAims, draws_needed
+from distdata.stratify.plan import make_plan
+from distdata.stratify.request import Plan, PlanRequest, Rates
+
+NOTHING = pl.DataFrame(schema={"seed_id": pl.String, "k": pl.Int32})
+
+
+def _needed(band: float, k: float, aims: GateAims, n_slices: int = 1) -> float:
+    one = np.ones(1)
+    return float(draws_needed(band * one, k * one, aims.sigma * one, aims, n_slices)[0])
+
+
+@pytest.mark.parametrize(
+    ("band", "k", "aims", "n_slices", "expected"),
+    [
+        # one gate, a share at its worst: 2 x 0.25 x (1.6449 + 1.2816)^2 / 0.05^2 = 0.5 x 8.5644 / 0.0025 = 1712.9, and
+        # 8 x 1.6449^2 / 2 = 10.8 for the variance that is estimated
+        (0.1, 8, GateAims(), 1, 1712.87 + 10.82),
+        # half the band wants four times the draws: 4 x 1712.87
+        (0.05, 8, GateAims(), 1, 6851.48 + 10.82),
+        # no difference expected: beta / 2 on either side, z_0.95 = 1.6449 twice: 0.5 x 10.822 / 0.01 = 541.1
+        (0.1, 1, GateAims(expected_difference=0), 1, 541.11 + 1.35),
+        # ten gates share beta = 0.1: z_0.99 = 2.3263, 0.5 x (3.9712)^2 / 0.0025 = 3154.1
+        (0.1, 1, GateAims(), 10, 3154.07 + 1.35),
+        # spread over seeds: (2 x 0.25 + 4 x 0.09) x 8.5638 / 0.0025 = 0.86 x 3425.7 = 2946.1
+        (0.1, 4, GateAims(tau=0.3), 1, 2946.13 + 5.41),
+    ],
+)
+def test_the_formula_by_hand(band: float, k: float, aims: GateAims, n_slices: int, expected: float) -> None:
+    """The draws per side equal the numbers in the comments (z's from a table)."""
+    assert _needed(band, k, aims, n_slices) == pytest.approx(expected, rel=2e-4)
+
+
+def _pass_rate(n_runs: int, difference: float, aims: GateAims, *, band: float, k: int, seed: int) -> float:
+    """Run the paired gate on the planned seeds: two one-sided t tests of seed means; return how often it passes."""
+    rng = np.random.default_rng(seed)
+    m = int(np.ceil(_needed(band, k, aims) / k))
+    # a seed's difference of K-draw means: tau^2 over seeds, sigma^2 / K from either side
+    spread, t = np.sqrt(aims.tau**2 + 2 * aims.sigma**2 / k), stats.t.ppf(1 - aims.alpha, m - 1)
+    n_passed = 0
+    for n in [2_000] * (n_runs // 2_000):
+        d = difference + rng.normal(size=(n, m)) * spread
+        mean, half = d.mean(axis=1), t * d.std(axis=1, ddof=1) / np.sqrt(m)
+        n_passed += int(((mean - half > -band) & (mean + half < band)).sum())
+    return n_passed / n_runs
+
+
+@pytest.mark.parametrize("n_runs", [4_000, pytest.param(40_000, marks=pytest.mark.prove)])
+@pytest.mark.parametrize(("k", "tau", "band"), [(1, 0.0, 0.1), (8, 0.0, 0.1), (8, 0.2, 0.15), (32, 0.1, 0.2)])
+def test_a_gate_keeps_its_promises_at_the_planned_n(n_runs: int, k: int, tau: float, band: float) -> None:
+    """At half a band's difference the power is reached, and at a whole band at most alpha pass.
+
+    By simulation; 4 standard errors either way, so a false alarm is below 1e-3 over all cases (seeds are fixed). The
+    power must not exceed its aim by more than 3 points either, or the plan would pay for too much.
+    """
+    aims = GateAims(power=0.9, tau=tau)
+    error = 4 * np.sqrt(0.9 * 0.1 / n_runs)
+    power = _pass_rate(n_runs, band / 2, aims, band=band, k=k, seed=5)
+    assert 0.9 - error <= power <= 0.93 + error
+    at_band = _pass_rate(n_runs, band, aims, band=band, k=k, seed=6)
+    assert at_band <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / n_runs)
+
+
+def test_no_difference_passes_with_the_power_when_none_is_expected() -> None:
+    """With expected_difference 0 a perfect student passes with the stated power (4,000 runs, 4 standard errors)."""
+    aims = GateAims(expected_difference=0)
+    power = _pass_rate(4_000, 0.0, aims, band=0.1, k=4, seed=7)
+    assert abs(power - 0.9) < 4 * np.sqrt(0.09 / 4_000) + 0.02
+
+
+SLICES = ["a", "a", "b", "b"]
+
+
+def _plan(
+    budget: str | None,
+    n_seeds: list[int],
+    *,
+    band: tuple[float, ...] = (0.1,) * 4,
+    share: tuple[float, ...] = (0.3, 0.1, 0.4, 0.2),
+    k: int = 1,
+    bought: pl.DataFrame = NOTHING,
+    **changes: object,
+) -> Plan:
+    """Plan a gate over slices a and b with two cells each."""
+    cells = pl.DataFrame(
+        {
+            "cell_id": pl.Series(range(4), dtype=pl.Int32),
+            "cell": ["a/x", "a/y", "b/x", "b/y"],
+            "slice": SLICES,
+            "scenario": ["x", "y"] * 2,
+            "layer": ["core"] * 4,
+            "feasible": [True] * 4,
+            "band": band,
+            "fleet_share": share,
+            "k": pl.Series([k] * 4, dtype=pl.Int32),
+        }
+    )
+    rows = [(f"c{c}-{i}", c, f"g{c}-{i}", "gate", (i + 0.5) / n) for c, n in enumerate(n_seeds) for i in range(n)]
+    schema = {"seed_id": pl.String, "cell_id": pl.Int32, "grp": pl.String, "split": pl.String, "prn": pl.Float64}
+    seeds = pl.DataFrame(rows, schema=schema, orient="row").with_columns(
+        decision_point=pl.lit(k > 1), k=pl.lit(None, dtype=pl.Int32)
+    )
+    request = PlanRequest(
+        purpose="gate", budget=None if budget is None else parse_budget(budget), held_out=("gate",), min_groups=0,
+        **changes,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return make_plan(request, cells, seeds, bought, Rates(usd=1.0, gpu_s=36.0))
+
+
+# beta = 0.1 / 2: z_0.95 twice: 2 sigma^2 (3.2897)^2 / 0.05^2 + 1.353 = 2 x 0.01 x 10.822 / 0.0025 + 1.353 = 87.93 -> 88
+SHARP = GateAims(sigma=0.1)
+
+
+def test_without_a_budget_a_gate_plan_buys_the_minima() -> None:
+    """Each slice gets its own, spread by fleet share: 88 as 66 and 22, 88 as 58.7 and 29.3."""
+    plan = _plan(None, [99] * 4, aims=SHARP)
+    assert plan.minima.select("slice", "band", "k", "needed", "target").rows() == [
+        ("a", 0.1, 1.0, 88, 88),
+        ("b", 0.1, 1.0, 88, 88),
+    ]
+    assert plan.cells["target"].to_list() == [66, 22, 59, 29]
+    assert plan.cells["mark"].to_list() == [""] * 4
+    assert plan.n_fresh == 176
+
+
+def test_the_tightest_band_of_a_slice_counts() -> None:
+    """A cell at 0.05 makes its slice want 4 x 86.58 + 1.35 = 347.7 draws; a wider one than the rest changes nothing."""
+    plan = _plan(None, [400] * 4, band=(0.1, 0.05, 0.1, 0.9), aims=SHARP)
+    assert plan.minima["needed"].to_list() == [348, 88]
+
+
+def test_every_gate_gets_twenty_seeds_whole() -> None:
+    """A statistic so sharp that the formula asks for 2 draws still takes 20 seeds, K draws of each."""
+    plan = _plan(None, [99] * 4, k=4, aims=GateAims(sigma=0.001))
+    assert plan.minima["needed"].to_list() == [80, 80]
+    assert plan.draws.group_by("seed_id").len()["len"].unique().to_list() == [4]
+    per_slice = plan.draws.group_by(pl.col("cell_id") // 2).agg(pl.col("seed_id").n_unique())["seed_id"].to_list()
+    assert per_slice == [20, 20]
+
+
+def test_small_cells_give_what_they_have() -> None:
+    """A cell with 5 seeds gives 5 of its 22, the other one of its slice the rest; every cell with seeds gives 1."""
+    plan = _plan(None, [99, 5, 99, 99], aims=SHARP)
+    assert plan.cells["target"].to_list() == [83, 5, 59, 29]
+    rare = _plan(None, [99] * 4, share=(0.5, 0.0, 0.5, 0.0), aims=SHARP)
+    assert rare.cells["target"].to_list() == [87, 1, 87, 1]
+
+
+def test_credits_lower_what_a_gate_buys() -> None:
+    """Gate draws of this teacher version that exist are not bought again."""
+    bought = pl.DataFrame({"seed_id": [f"c0-{i}" for i in range(10)], "k": [0] * 10})
+    plan = _plan(None, [99] * 4, aims=SHARP, bought=bought)
+    assert plan.cells["fresh"].to_list() == [56, 22, 59, 29]
+
+
+def test_more_budget_goes_on_by_weight() -> None:
+    """Beyond the minima the rest is dealt as in any plan: 24 more to four equal weights, the smallest cells first."""
+    plan = _plan("200samples", [99] * 4, aims=SHARP)
+    # from 66 22 59 29 the lightest priority is the smallest count: 22 -> 29 takes 7, then 17 more in turn: 38 and 37
+    assert plan.cells["target"].to_list() == [66, 38, 59, 37]
+
+
+def test_a_budget_below_the_minima_is_refused_with_the_smallest_that_does() -> None:
+    """The error names the slices and 176; that budget works, and --allow-undecidable scales down and marks."""
+    with pytest.raises(
+        DistdataError, match=r"decidable minima of 2 slices \(a 88, b 88\) need 176 samples.*--budget 176samples, widen"
+    ):
+        _plan("175samples", [99] * 4, aims=SHARP)
+    assert _plan("176samples", [99] * 4, aims=SHARP).n_fresh == 176
+    with pytest.raises(DistdataError, match=r"cost 176usd; the budget is 100usd.*--budget 176usd"):
+        _plan("$100", [99] * 4, aims=SHARP)
+    scaled = _plan("88samples", [99] * 4, aims=SHARP, allow_undecidable=True)
+    assert scaled.n_target == 88
+    assert scaled.cells["mark"].to_list() == [MARK_BELOW_MINIMUM] * 4
+    assert scaled.minima["target"].to_list() == [44, 44]
+
+
+def test_slices_whose_seeds_cannot_decide_are_refused_with_numbers() -> None:
+    """The error gives the slice, its band, what it needs and has; allowed, all there is gets bought and marked."""
+    with pytest.raises(
+        DistdataError,
+        match=r"1 slice can't be decided .*: a \(band 0.1\) needs 88 and has seeds for 35 at 1 draws each .*power 0.9",
+    ):
+        _plan(None, [30, 5, 99, 99], aims=SHARP)
+    plan = _plan(None, [30, 5, 99, 0], aims=SHARP, allow_undecidable=True)
+    assert plan.cells["target"].to_list() == [30, 5, 88, 0]
+    assert plan.cells["mark"].to_list() == [MARK_BELOW_MINIMUM] * 2 + ["", MARK_NO_SEEDS]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"alpha": 0.5}, "alpha = 0.5"),
+        ({"power": 0.5}, "power = 0.5"),
+        ({"power": 1.0}, "power = 1"),
+        ({"expected_difference": 1.0}, "expected_difference = 1 must lie at 0 or above and below 1"),
+        ({"sigma": 0.0}, "sigma = 0"),
+        ({"sigma": float("nan")}, "sigma = nan"),
+        ({"tau": -0.1}, "tau = -0.1"),
+    ],
+)
+def test_aims_out_of_range_are_refused(changes: dict[str, float], reason: str) -> None:
+    """Each aim out of range is named with its value."""
+    with pytest.raises(DistdataError, match=reason):
+        GateAims(**changes)
+
+
+def test_measured_sigmas_replace_the_given_one() -> None:
+    """A slice's variance is that of its cells by fleet share: a has 0.75 x 0.04 + 0.25 x 0.01, b the given 0.01.
+
+    a: 2 x 0.0325 x 10.822 / 0.0025 + 1.353 = 282.7.
+    """
+    cells_sigma = [0.2, float("nan"), None, float("nan")]
+    plan = _plan_with_sigma(cells_sigma)
+    assert plan.minima["needed"].to_list() == [283, 88]
+
+
+def _plan_with_sigma(sigma: list[float | None]) -> Plan:
+    base = _plan(None, [400] * 4, aims=SHARP)
+    cells = base.cells.select("cell_id", "cell", "slice", "scenario", "layer", "feasible", "band", "fleet_share")
+    cells = cells.with_columns(k=pl.lit(1, dtype=pl.Int32), sigma=pl.Series(sigma, dtype=pl.Float64))
+    seeds = pl.DataFrame(
+        {
+            "seed_id": [f"c{c}-{i}" for c in range(4) for i in range(400)],
+            "cell_id": pl.Series([c for c in range(4) for _ in range(400)], dtype=pl.Int32),
+            "grp": [f"g{i}" for i in range(1600)],
+            "split": ["gate"] * 1600,
+            "prn": [(i % 400 + 0.5) / 400 for i in range(1600)],
+            "decision_point": [False] * 1600,
+            "k": pl.Series([None] * 1600, dtype=pl.Int32),
+        }
+    )
+    request = PlanRequest(purpose="gate", held_out=("gate",), min_groups=0, aims=SHARP)
+    return make_plan(request, cells, seeds, NOTHING, Rates(usd=1.0, gpu_s=1.0))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import polars as pl
 
@@ -18,6 +18,7 @@ from .catalogs.comparison import Comparison
 from .catalogs.config import CONFIG_NAME, Policy, parse_config
 from .catalogs.cost_table import CostTable
 from .catalogs.errors import DistdataError, nearest
+from .catalogs.estimates import estimate_rows
 from .catalogs.events import append_json
 from .catalogs.files import TMP_PREFIX, disk_errors, exclusive_lock, make_folder, write_atomic
 from .catalogs.gather import gather_report
@@ -38,6 +39,7 @@ from .generate.teachers.registry import make_seeds, make_teacher, teacher_info
 from .stratify.budget import Budget, parse_budget
 from .stratify.compare import compare_policies, needed_draws, parse_policies
 from .stratify.costs import Assumed, Measured, cost_table
+from .stratify.estimate import Estimates, Form, Target, estimate_rows_by
 from .stratify.minima import GateAims
 from .stratify.pilot import with_pilot
 from .stratify.plan import make_plan
@@ -47,6 +49,8 @@ from .stratify.splits import assign_splits
 HELD_OUT = ("gate", "confirm")
 AS_NEEDED = "as needed"
 """The budget of a plan whose size follows from what it is for."""
+K_UNSETTLED = 8
+"""K where `[plan] k` is "auto" and no pilot has settled it: in the pilot's own plan."""
 SAY_EVERY_S = 2.0
 
 
@@ -290,7 +294,7 @@ def _request(
         policy=policy or rules.policy,
         gamma=rules.gamma,
         fleet_blend=rules.fleet_blend,
-        k=rules.k if isinstance(rules.k, int) else PlanRequest.__dataclass_fields__["k"].default,
+        k=rules.k if isinstance(rules.k, int) else K_UNSETTLED,
         floor_seeds=rules.floor_seeds,
         expected_yield=rules.expected_yield,
         held_out=tuple(s for s in HELD_OUT if getattr(splits, s) > 0),
@@ -401,7 +405,7 @@ def estimate_fleet(
     purpose: str = "train",
     teacher: str | None = None,
 ) -> tuple[Estimates, list[str]]:
-    """Estimate what `expr` is over the fleet (see `catalogs.estimates` and `stratify.estimate`), and what to know of it.
+    """Estimate what `expr` is over the fleet (`catalogs.estimates`, `stratify.estimate`), and say what to know of it.
 
     An expression that gives texts is answered by the share of each text.
 

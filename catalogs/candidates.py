@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from .seed_keys import SeedKeys, Slots, extend_index
+from .seed_keys import SeedKeys, Slots, build_index
 
 FRAME = "frame"
 _COLUMNS = ("seed_id", "cell_id", "prn", "decision_point", "k")
@@ -109,17 +109,18 @@ def _order(cell_id: NDArray[np.int32], rank: NDArray[np.float64], seed_ids: pl.S
 
 
 def merge(old: Candidates, fresh: Candidates) -> Candidates | None:
-    """Put two lists of different seeds into one; None when ranks or hashes tie, which is left to sorting."""
+    """Put two lists of different seeds into one; None when ranks tie, which is left to sorting."""
+    n_old = len(old.prn)
     at = _places_among(old, fresh)
-    index = extend_index(old.keys.index, fresh.keys.ids, len(old.prn))
-    if at is None or index is None:
+    if at is None:
         return None
-    slots = Slots.of(at, len(old.prn))
+    slots = Slots.of(at, n_old)
     size = None
     if old.size is not None or fresh.size is not None:
         size = slots.merge(_sizes(old), _sizes(fresh))
     prn = slots.merge(old.prn, fresh.prn)
-    row = slots.merge(old.keys.row, (fresh.keys.row + len(old.prn)).astype(np.int32))
+    row = slots.merge(old.keys.row, fresh.keys.row + np.int32(n_old))
+    ids = pl.concat([old.keys.ids, fresh.keys.ids], rechunk=True)
     return Candidates(
         cell_id=slots.merge(old.cell_id, fresh.cell_id),
         prn=prn,
@@ -127,7 +128,7 @@ def merge(old: Candidates, fresh: Candidates) -> Candidates | None:
         rank=rank_of(prn, size),
         decision=slots.merge(old.decision, fresh.decision),
         k=slots.merge(old.k, fresh.k),
-        keys=SeedKeys(pl.concat([old.keys.ids, fresh.keys.ids]).rechunk(), row, index),
+        keys=SeedKeys(ids, row, [*old.keys.indexes, build_index(fresh.keys.ids, n_old)]),
     )
 
 

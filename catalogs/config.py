@@ -25,17 +25,18 @@ MAX_COUNT = 10**12
 
 AXIS_COLUMNS_TAKEN = frozenset([
     "adaptive", "attempt", "axes", "axis", "band", "band_source", "budget", "bytes", "case_id", "ceiling", "cell",
-    "cell_id", "control_axis", "control_value", "counted", "created", "credit", "credited", "decision_point",
-    "deficit", "drop_reason", "dropped", "duration_s", "effective_n", "event", "example", "expected_yield", "failed",
-    "failure", "feasible", "file", "first_row", "fleet_share", "fleet_weight", "floor", "fresh", "generated", "gpu_h",
-    "gpu_s", "group", "grp", "import_id", "in_doubt_usd", "ingest_id", "ingest_no", "k", "k_counted", "k_seed",
-    "kept", "kind", "known_usd", "layer", "manifest", "mark", "n_before", "n_bytes", "n_credit", "n_draws",
-    "n_failed", "n_frame", "n_k", "n_ok", "n_refused", "n_rows", "n_seeds", "n_taken", "note", "number", "offset",
-    "opened", "origin", "outcome", "params", "pi", "pi_round", "plan_id", "plan_no", "planned", "policy", "position",
-    "priority", "prn", "purpose", "reason", "rng_seed", "row", "sample_id", "scenario", "seed_id", "seeds", "sha256",
-    "shard", "shard_bytes", "shard_digest", "shard_offset", "share", "size", "slice", "source", "split", "stage",
-    "state", "superseded_by", "target", "teacher", "teacher_hash", "teacher_version", "tries", "unit", "usd", "value",
-    "value_position", "wall_s", "weight", "weight_sq_sum", "weight_sum",
+    "cell_id", "chosen", "control_axis", "control_value", "corpus_pi", "counted", "created", "credit", "credited",
+    "decision_point", "deficit", "drop_reason", "dropped", "duration_s", "effective_n", "event", "example",
+    "expected_yield", "failed", "failure", "feasible", "file", "first_row", "fleet_share", "fleet_weight", "floor",
+    "fresh", "generated", "gpu_h", "gpu_s", "group", "grp", "import_id", "in_doubt_usd", "ingest_id", "ingest_no",
+    "k", "k_counted", "k_seed", "kept", "kind", "known_usd", "layer", "manifest", "mark", "n_before", "n_bytes",
+    "n_credit", "n_draws", "n_failed", "n_frame", "n_k", "n_ok", "n_refused", "n_rows", "n_seeds", "n_taken", "note",
+    "number", "offset", "opened", "origin", "outcome", "params", "part", "pi", "pi_round", "plan_id", "plan_no",
+    "planned", "policy", "position", "priority", "prn", "purpose", "reason", "rng_seed", "row", "sample_id",
+    "scenario", "seed_id", "seeds", "sha256", "shard", "shard_bytes", "shard_digest", "shard_offset", "share", "size",
+    "slice", "source", "split", "stage", "state", "superseded_by", "target", "teacher", "teacher_hash",
+    "teacher_version", "tries", "unit", "usd", "value", "value_position", "wall_s", "weight", "weight_sq_sum",
+    "weight_sum",
 ])  # fmt: skip
 """Column names of the catalog's tables and views, of seed files and of a sample's meta.json: no axis may have one."""
 

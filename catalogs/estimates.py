@@ -29,8 +29,8 @@ class EstimateRows:
       (float64, or text for the kind ``text``; null: outside the domain), domain (whether the condition holds).
     - `cells`: the feasible cells: cell_id, cell, slice, scenario, layer, the axes, fleet_share, n_frame.
     - `kind`: ``share`` of a truth value, mean of a ``number``, or the shares of each ``text``.
-    - `n_rejected`, `n_beyond`, `n_outside`, `n_null`: draws left out (see `words`); `n_waiting`: seeds of the corpus
-      without a kept draw, of `n_seeds`.
+    - `n_rejected`, `n_beyond`, `n_outside`, `n_unweighed`, `n_null`: draws left out (see `words`); `n_waiting`: seeds
+      of the corpus without a kept draw, of `n_seeds`.
     """
 
     draws: pl.DataFrame
@@ -41,6 +41,7 @@ class EstimateRows:
     n_rejected: int
     n_beyond: int
     n_outside: int
+    n_unweighed: int
     n_null: int
     n_waiting: int
     n_seeds: int
@@ -60,13 +61,14 @@ class EstimateRows:
         reasons = (
             (self.n_rejected, "rejected by a verifier"),
             (self.n_beyond, "bought after looking, beyond the walk: counting them would bias the result"),
-            (self.n_outside, "outside the frame or weighed by no plan yet: they have no probability of being drawn"),
+            (self.n_outside, "outside the frame: their seeds have no probability of being drawn"),
+            (self.n_unweighed, "weighed by no plan yet: the next plan does it"),
         )
         left = [f"{n:,} {why}" for n, why in reasons if n]
         if left:
             lines.append("left out: " + "; ".join(left))
         if self.n_null:
-            lines.append(f"{self.n_null:,} draws have no value there (null), and count as outside the condition")
+            lines.append(f"draws without a value (null), counted as outside the condition: {self.n_null:,}")
         if self.n_waiting:
             lines.append(
                 f"{self.n_waiting:,} of {self.n_seeds:,} sampled seeds have no kept draw (not made yet, failed, or all "
@@ -163,6 +165,8 @@ def _check(con: duckdb.DuckDBPyConnection, expr: str, where: str | None) -> Kind
             f"estimate: --where {where!r} gives {kinds['--where']} values; a condition must be true or false."
         )
     found = kinds["the expression"]
+    if found.startswith("TUPLE"):
+        raise DistdataError(f"estimate: {expr!r} is several values; give a single expression, and ask once for each.")
     if found == "BOOLEAN":
         return "share"
     if found == "VARCHAR":
@@ -207,9 +211,14 @@ def _facts(con: duckdb.DuckDBPyConnection, split: str, teacher_hash: str) -> dic
     """Count the draws that don't stand for the fleet by reason, and the seeds that have no draw that does."""
     row = store.first(
         con.execute(
-            """SELECT count(*) FILTER (NOT kept), count(*) FILTER (kept AND NOT counted AND share IS NOT NULL),
-                count(*) FILTER (kept AND share IS NULL), count(DISTINCT seed_id) FILTER (counted)
-            FROM fleet_draws WHERE split = $split AND teacher_hash = $teacher""",
+            """SELECT count(*) FILTER (NOT kept),
+                count(*) FILTER (kept AND NOT counted AND share IS NOT NULL AND in_frame),
+                count(*) FILTER (kept AND NOT in_frame), count(*) FILTER (kept AND share IS NULL AND in_frame),
+                count(DISTINCT seed_id) FILTER (counted)
+            FROM (
+                SELECT d.*, s.seed_id IS NULL AS in_frame FROM fleet_draws d
+                LEFT JOIN (SELECT seed_id FROM seeds WHERE coalesce(origin, 'frame') <> 'frame') s USING (seed_id)
+            ) WHERE split = $split AND teacher_hash = $teacher""",
             {"split": split, "teacher": teacher_hash},
         )
     )
@@ -218,10 +227,11 @@ def _facts(con: duckdb.DuckDBPyConnection, split: str, teacher_hash: str) -> dic
             "SELECT count(*) FROM corpus WHERE split = ? AND teacher_hash = ? AND k_counted > 0", [split, teacher_hash]
         )
     )
-    rejected, beyond, outside, n_drawn = row or (0, 0, 0, 0)
+    rejected, beyond, outside, unweighed, n_drawn = row or (0, 0, 0, 0, 0)
     n_seeds = planned[0] if planned else 0
     return {
-        "n_rejected": rejected, "n_beyond": beyond, "n_outside": outside, "n_waiting": n_seeds - n_drawn,
+        "n_rejected": rejected, "n_beyond": beyond, "n_outside": outside, "n_unweighed": unweighed,
+        "n_waiting": n_seeds - n_drawn,
         "n_seeds": n_seeds,
     }  # fmt: skip
 

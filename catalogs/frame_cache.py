@@ -2,7 +2,8 @@
 
 One folder per split, ``cache/seeds-train``, and in it one folder per state of the seeds, named by what it was made
 from: the imports, how many of the split's seeds each brought, and a checksum over them. So a stale order is never
-found; an older one whose imports are all still there is extended by merging. Folders are written under a temporary
+found; an older one whose imports are all still there is extended by merging, and written anew when it has grown by
+more than a thirty-second. Folders are written under a temporary
 name and renamed, and everything in them is checked by its CRC before it is used. All of it may be deleted at any
 time: processes that have a file mapped keep it.
 """
@@ -16,7 +17,7 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +31,14 @@ from .candidates import Candidates, rank_of
 from .effects import effect
 from .files import TMP_PREFIX, make_folder
 from .hashing import content_hash
-from .seed_keys import HashIndex, SeedKeys, hash_probe
+from .seed_keys import HashIndex, SeedKeys, hash_probe, join_indexes
 
 VERSION = 1
 HEADER = "header.json"
 ORDER, INDEX = "order.arrow", "index.arrow"
 MAX_ID_FILES = 16
+WRITE_AGAIN_AT = 32
+"""An order is written anew when it has grown by more than one in so many."""
 TMP_OLD_S = 3600.0
 UNUSABLE = (OSError, ValueError, KeyError, TypeError, IndexError, pa.ArrowException, pl.exceptions.PolarsError)
 """What opening a cache can raise when it is gone, cut off, altered, or of another make."""
@@ -50,11 +53,11 @@ class Batch(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """An order found on disk, what it was made from, and the files of ids it consists of."""
+    """An order found on disk, what it was made from, and the files of ids it consists of with their CRC's."""
 
     candidates: Candidates
     batches: list[Batch]
-    id_files: list[Path]
+    id_files: dict[Path, int]
 
 
 def read_kept(folder: Path, batches: Sequence[Batch]) -> Kept | None:
@@ -63,6 +66,11 @@ def read_kept(folder: Path, batches: Sequence[Batch]) -> Kept | None:
         with contextlib.suppress(*UNUSABLE):
             return _open(path)
     return None
+
+
+def is_worth_writing(candidates: Candidates, known: Kept | None) -> bool:
+    """Tell whether an order has grown enough over what is on disk: merging a few seeds again costs less than writing."""
+    return known is None or len(candidates.prn) > (1 + 1 / WRITE_AGAIN_AT) * len(known.candidates.prn)
 
 
 def write_kept(folder: Path, candidates: Candidates, batches: Sequence[Batch], known: Kept | None = None) -> None:
@@ -130,10 +138,10 @@ def _open(path: Path) -> Kept:
             if crc != header["files"][name]:
                 raise ValueError(f"{path / name}: altered")
     order, index = _columns(path / ORDER), _columns(path / INDEX)
-    id_files = [path / name for name in header["id_files"]]
+    id_files = {path / name: header["files"][name] for name in header["id_files"]}
     ids = pl.concat([_series(f) for f in id_files])
     prn, size = order["prn"], order.get("size")
-    keys = SeedKeys(ids, order["row"], HashIndex(seed=header["hash_seed"], hashes=index["hash"], rows=index["row"]))
+    keys = SeedKeys(ids, order["row"], [HashIndex(seed=header["hash_seed"], hashes=index["hash"], rows=index["row"])])
     candidates = Candidates(
         cell_id=order["cell_id"], prn=prn, size=size, rank=rank_of(prn, size), decision=order["decision"], k=order["k"],
         keys=keys,
@@ -143,6 +151,7 @@ def _open(path: Path) -> Kept:
 
 def _write_files(folder: Path, candidates: Candidates, batches: Sequence[Batch], known: Kept | None) -> None:
     keys = candidates.keys
+    index = join_indexes(keys.indexes, keys.ids)
     order = {
         "cell_id": candidates.cell_id, "prn": candidates.prn, "decision": candidates.decision, "k": candidates.k,
         "row": keys.row,
@@ -150,29 +159,29 @@ def _write_files(folder: Path, candidates: Candidates, batches: Sequence[Batch],
     if candidates.size is not None:
         order["size"] = candidates.size
     _write_columns(folder / ORDER, {name: pa.array(values) for name, values in order.items()})
-    _write_columns(folder / INDEX, {"hash": pa.array(keys.index.hashes), "row": pa.array(keys.index.rows)})
-    id_files = _write_ids(folder, keys.ids, [] if known is None else known.id_files)
+    _write_columns(folder / INDEX, {"hash": pa.array(index.hashes), "row": pa.array(index.rows)})
+    id_files = _write_ids(folder, keys.ids, {} if known is None else known.id_files)
     header: dict[str, Any] = {
         "version": VERSION,
         "batches": [list(b) for b in batches],
-        "hash_seed": keys.index.seed,
-        "hash_probe": hash_probe(keys.index.seed),
-        "id_files": id_files,
-        "files": {name: _crc(folder / name) for name in (ORDER, INDEX, *id_files)},
+        "hash_seed": index.seed,
+        "hash_probe": hash_probe(index.seed),
+        "id_files": list(id_files),
+        "files": {**{name: _crc(folder / name) for name in (ORDER, INDEX)}, **id_files},
     }
     (folder / HEADER).write_text(json.dumps({**header, "check": content_hash(header)}))
 
 
-def _write_ids(folder: Path, ids: pl.Series, known: Sequence[Path]) -> list[str]:
-    """Write the ids that no file of `known` holds, and give those files a second name here; return all names."""
+def _write_ids(folder: Path, ids: pl.Series, known: Mapping[Path, int]) -> dict[str, int]:
+    """Write the ids that no file of `known` holds, and give those files a second name here; return names and CRC's."""
     if len(known) >= MAX_ID_FILES:
-        known = []
+        known = {}
     for path in known:
         os.link(path, folder / path.name)
     n_known = sum(len(_table(path)) for path in known)
     name = f"ids-{len(known):03d}.arrow"
     _write_columns(folder / name, {"seed_id": ids[n_known:].to_arrow()})
-    return [*(path.name for path in known), name]
+    return {**{path.name: crc for path, crc in known.items()}, name: _crc(folder / name)}
 
 
 def _write_columns(path: Path, columns: dict[str, pa.Array]) -> None:

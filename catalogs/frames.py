@@ -18,7 +18,7 @@ from . import store
 from .candidates import FRAME, Candidates, arrange, candidates_of, merge
 from .errors import DistdataError
 from .files import write_atomic
-from .frame_cache import UNUSABLE, VERSION, Batch, read_kept, write_kept
+from .frame_cache import UNUSABLE, VERSION, Batch, is_worth_writing, read_kept, write_kept
 from .hashing import content_hash
 from .project import Project
 
@@ -44,7 +44,7 @@ def load_candidates(project: Project, split: str) -> Candidates:
             if merged is None:
                 known, fresh = None, _rows(con, where, batches)
     candidates = arrange(fresh) if merged is None else merged
-    if len(candidates.prn):
+    if len(candidates.prn) and is_worth_writing(candidates, known):
         write_kept(folder, candidates, batches, known)
     return candidates
 

@@ -51,7 +51,8 @@ def gather_report(project: Project, generated_at: str, comparison: Comparison | 
         totals = store.first(
             con.execute(
                 """SELECT coalesce(sum(generated), 0) - (SELECT coalesce(sum(dropped), 0) FROM drop_cells)::BIGINT,
-                coalesce(sum(gpu_s), 0) / 3600, coalesce(sum(known_usd), 0), coalesce(sum(in_doubt_usd), 0) FROM spend"""
+                    coalesce(sum(gpu_s), 0) / 3600, coalesce(sum(known_usd), 0), coalesce(sum(in_doubt_usd), 0)
+                FROM spend"""
             )
         )
         planned = store.first(con.execute("SELECT coalesce(sum(planned), 0) FROM coverage_by_purpose"))

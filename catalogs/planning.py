@@ -129,19 +129,23 @@ def measured_costs(project: Project, teacher_hash: str) -> dict[str, Any]:
     gpu_s, usd = draws or (None, None)
     n_draws, n_seeds = corpus or (None, None)
     return {
-        "gpu_s_per_draw": gpu_s, "usd_per_draw": usd, "n_draws": n_draws or None,
-        "n_seeds": n_seeds if n_draws and n_seeds and n_seeds <= n_draws else None, "n_gate_draws": gate[0] if gate else None,
-    }  # fmt: skip
+        "gpu_s_per_draw": gpu_s,
+        "usd_per_draw": usd,
+        "n_draws": n_draws or None,
+        "n_seeds": n_seeds if n_draws and n_seeds and n_seeds <= n_draws else None,
+        "n_gate_draws": gate[0] if gate else None,
+    }
 
 
 def pilot_rows(project: Project, teacher_hash: str) -> pl.DataFrame:
     """Read seed_id, cell_id, k and outcome of the kept draws that this teacher version gave in pilots."""
     with store.read(project.catalog_path) as con:
-        return con.sql(
+        rows: pl.DataFrame = con.sql(
             f"""SELECT s.seed_id, s.cell_id, s.k::INTEGER AS k, s.outcome FROM {_SAMPLES}
                 AND d.sample_id IS NULL AND p.purpose = 'pilot' ORDER BY s.seed_id, s.k""",
             params={"teacher": teacher_hash, "split": "train"},
         ).pl()
+    return rows
 
 
 def _with_rules(project: Project, cells: pl.DataFrame, yields: pl.DataFrame) -> pl.DataFrame:
@@ -191,4 +195,5 @@ def _goals(con: Any, purpose: str, teacher_hash: str) -> pl.DataFrame | None:
     )
     if last is None or last[0] is None:
         return None
-    return con.sql("SELECT cell_id, target FROM plan_cells WHERE plan_no = ?", params=[last[0]]).pl()
+    goals: pl.DataFrame = con.sql("SELECT cell_id, target FROM plan_cells WHERE plan_no = ?", params=[last[0]]).pl()
+    return goals

@@ -18,6 +18,7 @@ from .effects import effect
 from .errors import BusyError, DistdataError
 from .events import Event, list_events, plan_of, read_json, read_table
 from .files import TMP_PREFIX, check_digests, is_locked
+from .macros import macro_statements
 from .manifests import UnitSummary, attempt_order, read_manifest
 from .project import Project
 from .views import view_statements
@@ -60,7 +61,7 @@ def catch_up(project: Project, wait_s: float = store.WRITE_WAIT_S) -> int:
 
 
 def refresh_drops(con: duckdb.DuckDBPyConnection) -> None:
-    """Count the dropped samples of each plan and cell anew; called when verdicts or the samples they are about change."""
+    """Count the dropped samples of each plan and cell anew, after verdicts or the samples they are about changed."""
     con.execute("DELETE FROM drop_cells")
     con.execute(
         "INSERT INTO drop_cells SELECT plan_no, cell_id, count(*) FROM samples SEMI JOIN drops USING (sample_id) "
@@ -179,7 +180,7 @@ def _apply_cells(con: duckdb.DuckDBPyConnection, _project: Project, event: Event
         for j, value in enumerate(values)
     ]
     store.insert(con, "axes", pa.Table.from_pylist(rows))
-    for statement in view_statements([axis for axis, _ in meta["axes"]]):
+    for statement in [*view_statements([axis for axis, _ in meta["axes"]]), *macro_statements()]:
         con.execute(statement)
 
 

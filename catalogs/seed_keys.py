@@ -7,6 +7,7 @@ collide; what it finds is compared with the id itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -31,20 +32,23 @@ class HashIndex:
 
 
 class SeedKeys:
-    """The ids of N seeds: `ids` in the order of their rows, `row` int32 [N] the row at each place."""
+    """The ids of N seeds: `ids` in the order of their rows, `row` int32 [N] the row at each place.
 
-    def __init__(self, ids: pl.Series, row: Rows, index: HashIndex | None = None) -> None:
+    Rows that came later may have an index of their own, so that the large one need not be made again for a few.
+    """
+
+    def __init__(self, ids: pl.Series, row: Rows, indexes: Sequence[HashIndex] = ()) -> None:
         self.ids = ids
         self.row = row
-        self._index = index
+        self._indexes = list(indexes)
         self._place: Rows | None = None
 
     @property
-    def index(self) -> HashIndex:
-        """The index by hash, made when it is first needed."""
-        if self._index is None:
-            self._index = build_index(self.ids)
-        return self._index
+    def indexes(self) -> list[HashIndex]:
+        """The indexes by hash, one over all ids if none was given; made when they are first needed."""
+        if not self._indexes:
+            self._indexes = [build_index(self.ids)]
+        return self._indexes
 
     def at(self, places: NDArray[np.int64]) -> pl.Series:
         """Return the ids at these places."""
@@ -55,14 +59,16 @@ class SeedKeys:
         found = np.full(len(seed_ids), -1, dtype=np.int64)
         if not len(seed_ids) or not len(self.row):
             return found
-        index = self.index
-        hashes = hash_ids(seed_ids, index.seed)
-        query = np.argsort(hashes)
-        slot = np.minimum(np.searchsorted(index.hashes, hashes[query]), len(self.row) - 1)
-        hit = index.hashes[slot] == hashes[query]
-        query, rows = query[hit], index.rows[slot[hit]]
-        same = (self.ids.gather(rows) == seed_ids.gather(query)).to_numpy()
-        found[query[same]] = self._places()[rows[same]]
+        for index in self.indexes:
+            if len(index.rows) == 0:
+                continue
+            hashes = hash_ids(seed_ids, index.seed)
+            query = np.argsort(hashes)
+            slot = np.minimum(np.searchsorted(index.hashes, hashes[query]), len(index.rows) - 1)
+            hit = index.hashes[slot] == hashes[query]
+            query, rows = query[hit], index.rows[slot[hit]]
+            same = (self.ids.gather(rows) == seed_ids.gather(query)).to_numpy()
+            found[query[same]] = self._places()[rows[same]]
         return found
 
     def _places(self) -> Rows:
@@ -83,31 +89,30 @@ def hash_probe(seed: int) -> list[str]:
     return [str(h) for h in hash_ids(pl.Series(["", "seed", "a-much-longer-seed-id-of-some-log-0123456789"]), seed)]
 
 
-def build_index(ids: pl.Series) -> HashIndex:
+def build_index(ids: pl.Series, first_row: int = 0) -> HashIndex:
     """Hash and sort all ids, which are unique, under the first hash seed that keeps them apart."""
     for seed in range(MAX_HASH_SEEDS):
         hashes = hash_ids(ids, seed)
         rows = np.argsort(hashes).astype(np.int32)
         hashes = hashes[rows]
         if not np.any(hashes[1:] == hashes[:-1]):
-            return HashIndex(seed=seed, hashes=hashes, rows=rows)
+            return HashIndex(seed=seed, hashes=hashes, rows=rows + np.int32(first_row))
     again = ids.filter(ids.is_duplicated())
     raise DistdataError(f"seeds: id {again[0] if len(again) else ids[0]!r} comes twice; seed ids must be unique.")
 
 
-def extend_index(index: HashIndex, fresh: pl.Series, n_before: int) -> HashIndex | None:
-    """Add the ids `fresh`, whose rows follow the `n_before` there are; None when two ids collide."""
-    hashes = hash_ids(fresh, index.seed)
-    order = np.argsort(hashes)
-    hashes = hashes[order]
-    at = np.searchsorted(index.hashes, hashes)
-    beside = np.minimum(at, max(len(index.hashes) - 1, 0))
-    taken = len(index.hashes) > 0 and np.any(index.hashes[beside] == hashes)
-    if taken or np.any(hashes[1:] == hashes[:-1]):
-        return None
-    slots = Slots.of(at, len(index.hashes))
-    rows = slots.merge(index.rows, (order + n_before).astype(np.int32))
-    return HashIndex(seed=index.seed, hashes=slots.merge(index.hashes, hashes), rows=rows)
+def join_indexes(indexes: Sequence[HashIndex], ids: pl.Series) -> HashIndex:
+    """Make one index of several that cover `ids` together; hashed anew if two ids collide or the hashes differ."""
+    first, *others = indexes
+    for other in others:
+        at = np.searchsorted(first.hashes, other.hashes)
+        beside = np.minimum(at, max(len(first.hashes) - 1, 0))
+        if other.seed != first.seed or (len(first.hashes) and np.any(first.hashes[beside] == other.hashes)):
+            return build_index(ids)
+        slots = Slots.of(at, len(first.hashes))
+        hashes, rows = slots.merge(first.hashes, other.hashes), slots.merge(first.rows, other.rows)
+        first = HashIndex(seed=first.seed, hashes=hashes, rows=rows)
+    return first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from .effects import effect
 from .errors import BusyError, DistdataError
+from .macros import macro_statements
 from .views import view_statements
 
 READ_WAIT_S = 4.0
@@ -217,7 +218,7 @@ def _migrate(con: duckdb.DuckDBPyConnection, path: Path) -> None:
             con.execute("COMMIT")
     if 0 < version < migrations()[-1][0]:  # a new catalog gets its views with its cells
         axes = con.execute("SELECT axis FROM axes GROUP BY axis ORDER BY min(position)").fetchall()
-        for statement in view_statements([a for (a,) in axes]) if axes else ():
+        for statement in [*view_statements([a for (a,) in axes]), *macro_statements()] if axes else ():
             con.execute(statement)
 
 

@@ -93,5 +93,6 @@ FROM seeds s JOIN cells c USING (cell_id) JOIN imports i USING (import_id)""",
 
 
 VIEW_NAMES = (
-    "coverage", "coverage_by_purpose", "samples_wide", "samples_weighted", "failed_attempts", "spend", "spend_by_cell", "seeds_wide",
+    "coverage", "coverage_by_purpose", "samples_wide", "samples_weighted", "failed_attempts", "spend",
+    "spend_by_cell", "seeds_wide",
 )  # fmt: skip

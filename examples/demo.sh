@@ -17,8 +17,8 @@ run distdata plan --budget 4000samples
 run distdata plan --budget 4000samples --explain night,snow/occluded_pedestrian
 run distdata generate
 run distdata sql "select light, weather, sum(kept) kept, sum(target) target from coverage group by all order by all" -f table
-run distdata sql "select outcome, count(*) draws, sum(weight) fleet_weight from samples_wide
-    where scenario = 'pedestrian_crossing' and decision_point group by all order by all" -f table
+run distdata estimate outcome --where "scenario = 'pedestrian_crossing' and decision_point"
+run distdata plan --compare fleet,uniform,gate
 run distdata verify --replay 1%
 run distdata catalog check
 run distdata export hf ../hf --overwrite

@@ -43,7 +43,8 @@ class Bounds:
 def cell_bounds(request: PlanRequest, cells: pl.DataFrame, frame: Frame, beyond: Ints, floor: Ints | None) -> Bounds:
     """Combine seeds and rules; `beyond` [H] are samples that don't come from the frame (byproducts, cases).
 
-    `floor` [H] is what a gate or pilot plan must get; a train plan's floors come from `floor_seeds` and the rules.
+    `floor` [H] is what a gate or pilot plan must get; a train plan's floors come from `floor_seeds` and the rules. A
+    top-up has its targets already: only seeds bound it.
 
     Raises:
         DistdataError: rules that contradict each other; a pin or a rule's floor above what the seeds of its cell can
@@ -52,7 +53,7 @@ def cell_bounds(request: PlanRequest, cells: pl.DataFrame, frame: Frame, beyond:
     in_frame = sum_by_cell(frame, frame.k_seed)
     ceiling = in_frame + beyond
     nothing = np.full(cells.height, NO_RULE, dtype=np.int64)
-    if request.purpose != "train":
+    if request.purpose != "train" or request.top_up:
         floor = np.zeros_like(ceiling) if floor is None else np.minimum(floor, ceiling)
         return Bounds(
             lower=floor, upper=ceiling, ceiling=ceiling, floor=floor, pin=nothing, cap=nothing,

@@ -10,7 +10,7 @@ import polars as pl
 from .bounds import Bounds
 from .cases import CasePurchase
 from .draws import Credits, Taken
-from .frame import Bools, Floats, Frame, Ints, sum_by_cell
+from .frame import Bools, Floats, Frame, Ints, slots, sum_by_cell
 from .inclusion import Inclusion
 from .minima import SliceMinima
 from .targets import Targets
@@ -89,7 +89,7 @@ def cell_chain(
     """Build `Plan.cells`: every cell with all that its number of draws follows from."""
     stock, frame, n_cases = world.stock, world.frame, world.cases.per_cell
     fresh = targets.fresh + n_cases
-    held = world.credits.per_seed + taken.fresh > 0
+    held = (world.credits.per_seed > 0) | (taken.fresh > 0)
     known = world.cells.select(
         "cell_id", "cell", "slice", "scenario", "layer", "feasible", pl.col("fleet_share", "band").cast(pl.Float64)
     )
@@ -111,7 +111,7 @@ def cell_chain(
         pl.Series("fresh", fresh),
         pl.Series("n_cases", n_cases),
         pl.Series("n_seeds_frame", frame.n_seeds),
-        pl.Series("n_seeds_taken", sum_by_cell(frame, held.astype(np.int8))),
+        pl.Series("n_seeds_taken", sum_by_cell(frame, held)),
         pl.Series("usd", fresh * world.usd),
         pl.Series("gpu_s", fresh * world.gpu_s),
         marks.alias("mark"),
@@ -131,7 +131,7 @@ def _text(cells: pl.DataFrame, name: str) -> pl.Series:
 def draw_frame(world: World, taken: Taken, chance: Inclusion) -> pl.DataFrame:
     """Build the frame of draws to buy, in generation order: the divergence cases, then the frame's by prn."""
     frame, cells = world.frame, world.cells
-    at = np.searchsorted(chance.position, taken.position)
+    at = slots(chance.position, taken.position)
     cell = frame.cell[taken.position]
     counts = taken.k < chance.k_counted[at]
     weight = cells["fleet_share"].to_numpy()[cell] * chance.share[at] / np.maximum(chance.n_counted[at], 1)

@@ -66,12 +66,13 @@ def groups_of(request: PlanRequest, cells: pl.DataFrame, seeds: pl.DataFrame | C
 def check_seeds(request: PlanRequest, cells: pl.DataFrame, groups: pl.DataFrame, lacking: Bools) -> Bools:
     """Refuse cells without seeds and slices short of groups; return which cells lie in a short slice, bool [H].
 
-    A gate or confirm plan may lack seeds in a cell (`lacking` [H]) as long as its slice has some.
+    A gate or confirm plan may lack seeds in a cell (`lacking` [H]) as long as its slice has some. A top-up refuses
+    nothing that the plan in force was allowed.
     """
     feasible = cells["feasible"].to_numpy()
     slices = cells["slice"].to_numpy()
     short = _short_slices(request, cells.filter("feasible")["slice"].unique().to_list(), groups)
-    if not request.allow_undecidable:
+    if not (request.allow_undecidable or request.top_up):
         if FRAME_SPLIT[request.purpose] != "train":
             refuse_short_slices(short)
             lacking = lacking & ~np.isin(slices, slices[feasible & ~lacking])

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from .frame import Bools, Frame, Ints, order_by_prn, sum_by_cell
+from .frame import Bools, Frame, Ints, order_by_prn, running_total, sum_by_cell
 
 STATES = {"unverified": 0, "kept": 1, "rejected": 2}
 _KEY = 1 << 24
@@ -36,6 +37,11 @@ class Credits:
     rejected: Bools
     walk: Bools
 
+    @property
+    def seeds(self) -> Ints:
+        """Positions of the seeds with draws, ascending."""
+        return self.position[np.flatnonzero(np.diff(self.position, prepend=-1))]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Taken:
@@ -50,58 +56,78 @@ class Taken:
     k: Ints
 
 
-def find_credits(frame: Frame, bought: pl.DataFrame) -> Credits:
+def find_credits(frame: Frame, bought: pl.DataFrame, k_counted: Ints | None = None) -> Credits:
     """Match existing draws [seed_id, k] to the frame; draws of other seeds count nothing, repeated rows once.
 
     Optional columns: `planned` (true; false for a byproduct), `walk` (true; false for a draw bought after looking) and
     `state` (one of `STATES`; unverified). Of a repeated draw, a rejection wins over a keep, and both over nothing.
+    Without a column `walk`, `k_counted` tells it: for each seed whose K was frozen, the k below which its draws counted
+    in the last plan; draws of other seeds are of the walk.
     """
     n = len(frame.prn)
+    position, k, planned, walk, state = _match(frame, bought)
+    if k_counted is not None and "walk" not in bought.columns:
+        limit = np.full(n, _KEY, dtype=np.int32)
+        limit[frame.frozen_at[frame.frozen_at >= 0]] = k_counted[frame.frozen_at >= 0]
+        walk = k < limit[position]
     certain = np.zeros(n, dtype=np.bool_)
-    if bought.height == 0:
-        zeros, nothing, never = np.zeros(n, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_)
-        return Credits(
-            per_seed=zeros, worth=zeros, n_kept=zeros, n_rejected=zeros, n_unverified=zeros, certain=certain,
-            position=nothing, k=nothing, rejected=never, walk=never,
-        )  # fmt: skip
-    found = _match(frame, bought)
-    position, state = found["position"].to_numpy(), found["state"].to_numpy()
-    certain[position[~found["planned"].to_numpy()]] = True
-    unverified, kept, rejected = (np.bincount(position[state == code], minlength=n) for code in STATES.values())
+    certain[position[~planned]] = True
+    first = np.flatnonzero(np.diff(position, prepend=-1))
+    seeds = position[first]
+    rejected, kept = state == STATES["rejected"], state == STATES["kept"]
+    n_draws = np.diff(first, append=len(position))
+    n_rejected, n_kept = (_per_seed(flags, first) for flags in (rejected, kept))
     return Credits(
-        per_seed=unverified + kept + rejected,
-        worth=np.minimum(unverified + kept, frame.k_seed),
-        n_kept=kept,
-        n_rejected=rejected,
-        n_unverified=unverified,
+        per_seed=_spread(n, seeds, n_draws),
+        worth=_spread(n, seeds, np.minimum(n_draws - n_rejected, frame.k_seed[seeds])),
+        n_kept=_spread(n, seeds, n_kept),
+        n_rejected=_spread(n, seeds, n_rejected),
+        n_unverified=_spread(n, seeds, n_draws - n_kept - n_rejected),
         certain=certain,
         position=position,
-        k=found["k"].to_numpy(),
-        rejected=state == STATES["rejected"],
-        walk=found["walk"].to_numpy(),
+        k=k,
+        rejected=rejected,
+        walk=walk,
     )
 
 
-def _match(frame: Frame, bought: pl.DataFrame) -> pl.DataFrame:
-    """Return one row per existing draw on the frame, sorted: position, k, planned, walk, state (its code)."""
-    given = bought.columns
-    each = (
-        bought.lazy()
-        .select(
-            "seed_id",
-            pl.col("k").cast(pl.Int64),
-            planned=pl.col("planned") if "planned" in given else pl.lit(True),
-            walk=pl.col("walk") if "walk" in given else pl.lit(True),
-            state=pl.col("state").cast(pl.String).replace_strict(STATES, return_dtype=pl.Int8)
-            if "state" in given
-            else pl.lit(0, dtype=pl.Int8),
-        )
-        .group_by("seed_id", "k")
-        .agg(pl.col("planned", "walk").all(), pl.col("state").max())
-        .collect()
-    )
-    placed = each.with_columns(position=frame.find(each["seed_id"])).filter(pl.col("position") >= 0)
-    return placed.drop("seed_id").sort("position", "k")
+def _per_seed(flags: Bools, first: Ints) -> Ints:
+    """Count the draws flagged among those of each seed, which begin at `first`."""
+    if not flags.any():
+        return np.zeros(len(first), dtype=np.int64)
+    return np.add.reduceat(flags.astype(np.int64), first)
+
+
+def _spread(n: int, seeds: Ints, values: Ints) -> Ints:
+    """Put the values of some seeds at their places among all `n`; 0 elsewhere."""
+    whole = np.zeros(n, dtype=np.int64)
+    if values.any():
+        whole[seeds] = values
+    return whole
+
+
+def _match(frame: Frame, bought: pl.DataFrame) -> tuple[Ints, Ints, Bools, Bools, NDArray[np.int8]]:
+    """Return position, k, planned, walk and state (its code) of each existing draw on the frame, by position and k."""
+    found = frame.find(bought["seed_id"])
+    key = found * _KEY + bought["k"].cast(pl.Int64).to_numpy()
+    order = np.argsort(key, kind="stable")
+    order = order[np.searchsorted(key[order], 0) :]  # what was not found has negative keys
+    key = key[order]
+    first = np.flatnonzero(np.diff(key, prepend=-1))
+    planned, walk = (_flag(bought, name)[order] for name in ("planned", "walk"))
+    state = np.zeros(len(key), dtype=np.int8)
+    if "state" in bought.columns:
+        code = bought["state"].cast(pl.String).replace_strict(STATES, return_dtype=pl.Int8)
+        state = code.to_numpy()[order]
+    if len(first) < len(key):  # repeated draws
+        planned, walk = (np.logical_and.reduceat(flags, first) for flags in (planned, walk))
+        state = np.maximum.reduceat(state, first)
+    return key[first] // _KEY, key[first] % _KEY, planned, walk, state
+
+
+def _flag(bought: pl.DataFrame, name: str) -> Bools:
+    """Return an optional column of flags, all true without it."""
+    return bought[name].to_numpy() if name in bought.columns else np.ones(bought.height, dtype=np.bool_)
 
 
 def take_fresh(frame: Frame, credits: Credits, n_fresh: Ints) -> Taken:
@@ -112,14 +138,14 @@ def take_fresh(frame: Frame, credits: Credits, n_fresh: Ints) -> Taken:
     after all the rest, so that how far the rest is walked does not depend on them. A rejected draw is not repeated:
     the k's taken are the lowest that don't exist, beyond K where rejections left holes.
     """
-    offers = np.maximum(frame.k_seed - credits.worth, 0)
+    offers: Ints = frame.k_seed - credits.worth
     others = np.flatnonzero(credits.certain)
-    walked = offers.copy()
-    walked[others] = 0
-    fresh = _take_first(walked, frame.start, n_fresh)
+    of_others = offers[others]
+    offers[others] = 0
+    fresh = _take_first(offers, frame.start, n_fresh)
     if len(others):
         n_left = n_fresh - sum_by_cell(frame, fresh)
-        fresh[others] = _take_first(offers[others], np.searchsorted(others, frame.start), n_left)
+        fresh[others] = _take_first(of_others, np.searchsorted(others, frame.start), n_left)
     seeds = np.flatnonzero(fresh)
     seeds = seeds[order_by_prn(frame, seeds)]
     counts = fresh[seeds]
@@ -133,9 +159,9 @@ def take_fresh(frame: Frame, credits: Credits, n_fresh: Ints) -> Taken:
 
 def _take_first(offers: Ints, start: Ints, n_wanted: Ints) -> Ints:
     """Take the first `n_wanted` [H] of what each cell's seeds offer [N], in order; `start` is [H+1]."""
-    total: Ints = np.concatenate([[0], np.cumsum(offers, dtype=np.int64)])
+    total = running_total(offers)
     goal = total[start[:-1]] + np.maximum(n_wanted, 0)
-    stop = np.minimum(np.searchsorted(total, goal), start[1:])  # the first seed that is not needed any more
+    stop = np.clip(np.searchsorted(total, goal), start[:-1], start[1:])  # the first seed that is not needed any more
     taken = np.zeros(len(offers), dtype=np.int64)
     touched = np.repeat(start[:-1], stop - start[:-1]) + _count_up(stop - start[:-1])
     taken[touched] = offers[touched]

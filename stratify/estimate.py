@@ -36,16 +36,16 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from ..catalogs.errors import DistdataError
+from ..catalogs.estimates import EstimateRows
+from .spread import STRATUM, group_errors, pooled_variance, spread_of
 from .t_law import t_quantile
 
 What = Literal["mean", "share", "total"]
 Form = Literal["ratio", "ht"]
 Target = Literal["frame", "superpopulation"]
 
-_STRATUM = ("cell_id", "certain")
 _OF_CELL = ("group", "a", "fleet_share", "n_frame")
-_DEGENERATE = 1e-9
-"""A stratum whose weight lies on one seed up to this is a stratum of one seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,7 +55,7 @@ class Estimates:
     Columns: those of the grouping, then
 
     - `estimate`, `se` (float64; null where nothing can be said), `df`, `low`, `high`: the t interval of `level`; for a
-      share within 0 and 1, and where all seeds agree the exact binomial bound for `effective_n` seeds (`df` null).
+      share within 0 and 1, and where each cell's seeds agree the binomial bound for `effective_n` seeds (`df` null).
     - `n_seeds`, `n_draws`: those that entered; `effective_n`: seeds of equal weight that would say as much (Kish).
     - `covered`: share of the group's fleet in cells with a sample; the estimate is about that part.
     - `n_cells` with a sample, `n_borrowed`: cells among them whose variance, or a part of it, is borrowed;
@@ -78,12 +78,15 @@ class Estimates:
             f"{self.what} over {whole} ({self.target}); {how}; intervals {self.level:.0%}, t by Satterthwaite, "
             "errors clustered by seed"
         ]
-        n_cells, n_borrowed = int(self.table["n_cells"].sum()), int(self.table["n_borrowed"].sum())
+        rows = self.table
+        if "value" in rows.columns and rows.height:  # the same cells for every text
+            rows = rows.filter(pl.col("value") == rows["value"][0])
+        n_cells, n_borrowed = int(rows["n_cells"].sum()), int(rows["n_borrowed"].sum())
         if n_borrowed:
             lines.append(
                 f"{n_borrowed} of {n_cells} cells have one seed only and borrow the mean variance of the others"
             )
-        n_conservative = int(self.table["n_conservative"].sum())
+        n_conservative = int(rows["n_conservative"].sum())
         if self.target == "frame" and n_conservative:
             lines.append(
                 f"{n_conservative} of {n_cells} cells have seeds with a single draw, so their error is stated as if "
@@ -124,11 +127,63 @@ def estimate(
     center = groups.select("group", "center")
     residual = placed.join(center, on="group").with_columns(r=pl.col("z") - pl.col("center") * pl.col("x"))
     seeds = _seeds(residual, form, pl.col("r").mean(), w=pl.col("r").var() / pl.len(), x=pl.col("x").mean())
-    seeds = seeds.join(strata.select(_STRATUM), on=_STRATUM, how="semi")
-    spread = _spread(seeds)
-    errors = _errors(strata.join(spread, on=_STRATUM), form, target, _pooled(seeds))
+    seeds = seeds.join(strata.select(STRATUM), on=STRATUM, how="semi")
+    spread = spread_of(seeds)
+    lines = strata.join(spread, on=STRATUM)
+    errors = group_errors(lines, pooled_variance(seeds), ht=form == "ht", frame=target == "frame")
     table = _table(cells, by, groups, errors, what, level)
     return Estimates(table=table, what=what, form=form, target=target, level=level)
+
+
+def estimate_shares(
+    draws: pl.DataFrame,
+    cells: pl.DataFrame,
+    *,
+    by: Sequence[str] = (),
+    form: Form = "ratio",
+    target: Target = "superpopulation",
+    level: float = 0.95,
+) -> Estimates:
+    """Estimate how often each text is the `value` of a draw: one row per group and text, in a column `value`.
+
+    Texts come in the order of the alphabet; arguments are those of `estimate`. Null is outside the domain.
+    """
+    texts = draws.filter(pl.col("domain"))["value"].drop_nulls().unique().sort().to_list()
+    each = [
+        estimate(
+            draws.with_columns(value=(pl.col("value") == text).cast(pl.Float64)), cells, by=by, what="share",
+            form=form, target=target, level=level,
+        ).table.with_columns(value=pl.lit(text))
+        for text in texts
+    ]  # fmt: skip
+    empty = estimate(draws.with_columns(value=pl.lit(None, dtype=pl.Float64)), cells, by=by, what="share").table
+    table = pl.concat(each) if each else empty.with_columns(value=pl.lit(None, dtype=pl.String)).clear()
+    return Estimates(table=table.select(*by, "value", pl.exclude(*by, "value")), what="share", form=form, target=target,
+                     level=level)  # fmt: skip
+
+
+def estimate_rows_by(
+    rows: EstimateRows,
+    by: Sequence[str],
+    *,
+    total: bool = False,
+    form: Form = "ratio",
+    target: Target = "superpopulation",
+    level: float = 0.95,
+) -> Estimates:
+    """Estimate what `rows` hold by their kind: a mean of numbers, a share of truth values, the share of each text.
+
+    Raises:
+        DistdataError: a total of texts.
+    """
+    if rows.kind == "text":
+        if total:
+            raise DistdataError(
+                "estimate: texts have no total. Count one of them: distdata estimate --total \"outcome = 'stops'\""
+            )
+        return estimate_shares(rows.draws, rows.cells, by=by, form=form, target=target, level=level)
+    what: What = "total" if total else "share" if rows.kind == "share" else "mean"
+    return estimate(rows.draws, rows.cells, by=by, what=what, form=form, target=target, level=level)
 
 
 def _number_groups(cells: pl.DataFrame, by: Sequence[str]) -> pl.Series:
@@ -147,19 +202,17 @@ def _seeds(draws: pl.DataFrame, form: Form, *means: pl.Expr, **more: pl.Expr) ->
     sampling); adding that back moves weight between seeds and leaves their sum. It is 0 where sizes are equal.
     """
     facts = pl.col("share", "pi", *_OF_CELL).first()
-    seeds = draws.group_by("seed_id", *_STRATUM).agg(facts, *means, **more, n_draws=pl.len()).sort("cell_id", "seed_id")
-    shares = seeds.with_columns(total=pl.col("share").sum().over(_STRATUM), m=pl.len().over(_STRATUM))
+    seeds = draws.group_by("seed_id", *STRATUM).agg(facts, *means, **more, n_draws=pl.len()).sort("cell_id", "seed_id")
+    shares = seeds.with_columns(total=pl.col("share").sum().over(STRATUM), m=pl.len().over(STRATUM))
     of_total = pl.when(pl.col("total") > 0).then(pl.col("share") / pl.col("total")).otherwise(1 / pl.col("m"))
     seeds = shares.with_columns(p=of_total)
     if form == "ht":
         return seeds
-    lean = pl.when(pl.col("pi").max().over(_STRATUM) > pl.col("pi").min().over(_STRATUM)).then(
+    lean = pl.when(pl.col("pi").max().over(STRATUM) > pl.col("pi").min().over(STRATUM)).then(
         pl.col("p") * (1 - pl.col("pi"))
     )
     seeds = seeds.with_columns(lean=lean.fill_null(0.0))
-    return seeds.with_columns(
-        p=pl.col("p") * (1 + pl.col("lean") - (pl.col("p") * pl.col("lean")).sum().over(_STRATUM))
-    )
+    return seeds.with_columns(p=pl.col("p") * (1 + pl.col("lean") - (pl.col("p") * pl.col("lean")).sum().over(STRATUM)))
 
 
 def _strata(seeds: pl.DataFrame, form: Form) -> pl.DataFrame:
@@ -168,7 +221,7 @@ def _strata(seeds: pl.DataFrame, form: Form) -> pl.DataFrame:
     `part` is the stratum's part of its cell and `n_stratum` its seeds in the frame; `scale` leads from the stratum's
     weighted mean to its contribution to the cell's, and `z`, `x` are those contributions.
     """
-    strata = seeds.group_by(_STRATUM).agg(
+    strata = seeds.group_by(STRATUM).agg(
         pl.col(*_OF_CELL, "total", "m").first(), (pl.col("z", "x") * pl.col("p")).sum()
     )
     strata = strata.with_columns(
@@ -179,7 +232,7 @@ def _strata(seeds: pl.DataFrame, form: Form) -> pl.DataFrame:
         n_stratum=(pl.col("part") * pl.col("n_frame")).round(),
         scale=pl.when("certain").then("part").otherwise("total") if form == "ht" else pl.col("part"),
     )
-    return strata.with_columns(pl.col("z", "x") * pl.col("scale")).sort(_STRATUM)
+    return strata.with_columns(pl.col("z", "x") * pl.col("scale")).sort(STRATUM)
 
 
 def _groups(strata: pl.DataFrame, what: What, form: Form, *, everything: bool) -> pl.DataFrame:
@@ -203,112 +256,6 @@ def _groups(strata: pl.DataFrame, what: What, form: Form, *, everything: bool) -
     return sums.with_columns(estimate=ratio, center=ratio.fill_null(0.0), over=pl.col("x"))
 
 
-def _spread(seeds: pl.DataFrame) -> pl.DataFrame:
-    """Return what each stratum's seeds say about its variance.
-
-    - `v`: variance of the weighted mean over frames and samples; `s2`: of a single seed's mean; both null where the
-      weight lies on one seed. `df`: degrees of freedom of both.
-    - `v_sized`: variance of the weighted sum by priority sampling, null where sizes are equal.
-    - `w`: mean variance of a seed's mean within the seed; null unless every seed has two draws. `v_w` is what it makes
-      of the weighted mean's variance, `df_w` its degrees of freedom.
-    - `gain`: the sum of weights, and of their squares, for the effective number of seeds.
-    """
-    p, e, share = pl.col("p"), pl.col("r") - pl.col("mean"), pl.col("share")
-    seeds = seeds.with_columns(
-        mean=(p * pl.col("r")).sum().over(_STRATUM), sum_p2=(p**2).sum().over(_STRATUM)
-    ).with_columns(alone=pl.col("sum_p2") > 1 - _DEGENERATE)
-    several = ~pl.col("alone").first()
-    m, end = pl.len(), p < p.max() * (1 - _DEGENERATE)
-    n_end, all_e, end_e = end.sum(), e.sum(), e.filter(end).sum()
-    # two levels of weight, as a walk over mixed K leaves them when none of its seeds is missing
-    two_levels = (n_end > 1) & ((p.max() * (m - 1) - 1).abs() < 1e-6)
-    two_levels &= (p.min() * (m - 1) - (n_end - 1) / n_end).abs() < 1e-6
-    pairs = n_end * (all_e**2 - (e**2).sum()) - 2 * (all_e * end_e - (e.filter(end) ** 2).sum())
-    murthy = pl.max_horizontal(-pairs / (n_end * (m - 1.0) * (m - 2.0)), 0.0)
-    usual = (p**2 * e**2 / (1 - 2 * p + pl.col("sum_p2"))).sum()
-    sized = ~pl.col("certain").first() & (pl.col("pi").max() > pl.col("pi").min())
-    two_each = pl.col("w").null_count() == 0
-    return seeds.group_by(_STRATUM).agg(
-        v=pl.when(several).then(pl.when(two_levels).then(murthy).otherwise(usual)),
-        s2=pl.when(several).then((p * e**2).sum() / (1 - pl.col("sum_p2").first())),
-        df=pl.when(several).then(((p**2).sum() ** 2 / (p**4).sum() - 1).clip(1)),
-        v_sized=pl.when(sized).then((share**2 * (1 - pl.col("pi")) * pl.col("r") ** 2).sum()),
-        w=pl.when(two_each).then((p * pl.col("w")).sum()),
-        v_w=pl.when(two_each).then((p**2 * pl.col("w")).sum()),
-        df_w=(pl.col("n_draws") - 1).sum().cast(pl.Float64),
-        n_seeds=pl.len(),
-        n_draws=pl.col("n_draws").sum(),
-        weight=(p * pl.col("x")).sum(),
-        weight_sq=((p * pl.col("x")) ** 2).sum(),
-    )
-
-
-def _pooled(seeds: pl.DataFrame) -> tuple[float, float]:
-    """Return the variance of a seed that strata of one seed borrow, and its degrees of freedom.
-
-    The mean within all strata, whatever weight their seeds have (in small walks weight goes with K); where none has two
-    seeds, the variance over all, which the differences between cells make larger. NaN where there is one seed in all.
-    """
-    within = seeds.group_by(_STRATUM).agg(df=pl.len().cast(pl.Float64) - 1, s2=pl.col("r").var())
-    df = float(within["df"].sum())
-    if df > 0:
-        return float((within["df"] * within["s2"].fill_null(0.0)).sum()) / df, df
-    r = seeds["r"].to_numpy()
-    return (float(np.var(r, ddof=1)), len(r) - 1.0) if len(r) > 1 else (float("nan"), 1.0)
-
-
-def _errors(strata: pl.DataFrame, form: Form, target: Target, pooled: tuple[float, float]) -> pl.DataFrame:
-    """Return per group the variance of its sum, its degrees of freedom, and the counts of the result."""
-    s2_pool, df_pool = pooled
-    n, part2, scale2 = pl.col("n_stratum"), pl.col("part") ** 2, pl.col("scale") ** 2
-    borrows = pl.col("s2").is_null()
-    s2 = pl.col("s2").fill_null(s2_pool)
-    v = scale2 * pl.col("v").fill_null(s2_pool)
-    if form == "ht":
-        v = pl.when(pl.col("v_sized").is_not_null()).then(pl.col("v_sized") + part2 * s2 / n).otherwise(v)
-    df, knows_w = pl.col("df"), pl.col("w").is_not_null()
-    conservative = pl.lit(False)
-    if target == "frame":
-        whole = pl.col("certain") & knows_w
-        less = part2 * pl.max_horizontal(s2 - pl.col("w").fill_null(float("inf")), pl.lit(0.0)) / n
-        v = pl.when(whole).then(scale2 * pl.col("v_w")).otherwise(pl.max_horizontal(v - less, pl.lit(0.0)))
-        df = pl.when(whole).then(pl.col("df_w")).otherwise(df)
-        borrows, conservative = borrows & ~whole, ~knows_w
-    lines = strata.with_columns(
-        v=pl.col("a") ** 2 * v, df=pl.when(borrows).then(None).otherwise(df), borrows=borrows, conservative=conservative
-    )
-    cell = pl.col("cell_id")
-    own, fourth = pl.col("v").filter(~pl.col("borrows")), pl.col("v") ** 2 / (pl.col("df") + 2)
-    lent = pl.col("v").filter("borrows").sum()
-    return (
-        lines.group_by("group")
-        .agg(
-            v=own.sum() + lent,
-            df=_welch(own.sum(), lent, fourth.sum(), pl.col("df").min(), pl.col("df").sum(), df_pool),
-            n_cells=cell.n_unique(),
-            n_borrowed=cell.filter("borrows").n_unique(),
-            n_conservative=cell.filter("conservative").n_unique(),
-            n_seeds=pl.col("n_seeds").sum(),
-            n_draws=pl.col("n_draws").sum(),
-            effective_n=(pl.col("a") * pl.col("part") * pl.col("weight")).sum() ** 2
-            / (pl.col("a") ** 2 * part2 * pl.col("weight_sq")).sum(),
-        )
-        .sort("group")
-    )
-
-
-def _welch(own: pl.Expr, lent: pl.Expr, fourth: pl.Expr, least: pl.Expr, most: pl.Expr, df_pool: float) -> pl.Expr:
-    """Return (sum v)^2 / sum(v^2 / (df + 2)) - 2 within the bounds that Satterthwaite's df always has.
-
-    What is borrowed is one number used several times, so it counts as one term.
-    """
-    some = lent > 0
-    fourth = fourth + lent**2 / (df_pool + 2)
-    low = pl.min_horizontal(least, pl.when(some).then(df_pool))
-    high = most + pl.when(some).then(df_pool).otherwise(0.0)
-    return pl.when(fourth > 0).then(((own + lent) ** 2 / fourth - 2).clip(low, high))
-
-
 def _table(
     cells: pl.DataFrame, by: Sequence[str], groups: pl.DataFrame, errors: pl.DataFrame, what: What, level: float
 ) -> pl.DataFrame:
@@ -318,7 +265,7 @@ def _table(
     )
     table = fleet.join(groups, on="group", how="left", maintain_order="left")
     table = table.join(errors, on="group", how="left", maintain_order="left")
-    table = table.with_columns(se=pl.col("v").sqrt() / pl.col("over"))
+    table = table.with_columns(se=(pl.col("v").sqrt() / pl.col("over")).fill_nan(None))
     bounds = [
         _interval(*row, is_share=what == "share", level=level)
         for row in table.select("estimate", "se", "df", "effective_n").iter_rows()
@@ -341,15 +288,16 @@ def _interval(
     is_share: bool,
     level: float,
 ) -> tuple[float | None, float | None]:
-    """Return the t interval; for a share inside [0, 1], and exact (Clopper and Pearson 1934) where all seeds agree."""
+    """Return the t interval; for a share inside [0, 1].
+
+    Where the seeds of every cell agree on a share, the bound is on how many could still differ: the exact one of
+    Clopper and Pearson (1934) when all cells agree, too.
+    """
     if estimate is None or se is None or math.isnan(se):
         return None, None
-    if is_share and se == 0 and effective_n:
+    if is_share and se < 1e-9 and effective_n:
         reach = 1 - ((1 - level) / 2) ** (1 / effective_n)
-        if estimate < _DEGENERATE:
-            return 0.0, reach
-        if estimate > 1 - _DEGENERATE:
-            return 1 - reach, 1.0
+        return max(estimate - reach, 0.0), min(estimate + reach, 1.0)
     if df is None:
         return estimate, estimate
     half = t_quantile((1 + level) / 2, df) * se

@@ -29,7 +29,8 @@ class Frame:
     Arrays are [N] in candidate order. `cell` indexes the plan's cells, and `start` is [H+1]: cell h holds the
     positions start[h] to start[h+1]. `size` is None when every seed has size 1, and `rank` is prn / size. `decision`
     says whether the seed's future is open; `k_seed` is how many kept draws it offers, 0 where nothing may be bought.
-    `at` maps a position to one in `candidates`, None when they are the same.
+    `at` maps a position to one in `candidates`, None when they are the same. `frozen_at` holds the positions of the
+    seeds whose K was frozen, as they were given, -1 for one that is not in the frame.
     """
 
     candidates: Candidates
@@ -41,6 +42,7 @@ class Frame:
     decision: Bools
     k_seed: NDArray[np.int32]
     start: Ints
+    frozen_at: Ints
 
     @property
     def n_seeds(self) -> Ints:
@@ -75,13 +77,12 @@ def build_frame(
     at, start = _keep_planned(candidates, cell_ids, planned)
     n_seeds = np.diff(start)
     cell = np.repeat(np.arange(len(cell_ids), dtype=np.int32), n_seeds)
-    said, k_own = _cut(candidates.decision, at), _cut(candidates.k, at)
-    decision = (said > 0) | ((said < 0) & np.repeat(cell_decision, n_seeds))
-    k_open = np.where(k_own > 0, k_own, np.repeat(cell_k.astype(np.int32), n_seeds))
-    k_seed = np.where(decision, k_open, 1).astype(np.int32, copy=False)
+    decision, k_seed = _settle(candidates, at, n_seeds, cell_k, cell_decision)
+    frozen_at = np.zeros(0, dtype=np.int64)
     if frozen is not None and frozen.height:
-        found = _inside(at, candidates.find(frozen["seed_id"]))
-        k_seed[found[found >= 0]] = frozen["k_seed"].to_numpy()[found >= 0]
+        frozen_at = _inside(at, candidates.find(frozen["seed_id"]))
+        there = frozen_at >= 0
+        k_seed[frozen_at[there]] = frozen["k_seed"].to_numpy()[there]
     if blocked is not None and len(blocked):
         found = _inside(at, candidates.find(blocked))
         k_seed[found[found >= 0]] = 0
@@ -95,7 +96,23 @@ def build_frame(
         decision=decision,
         k_seed=k_seed,
         start=start,
+        frozen_at=frozen_at,
     )
+
+
+def _settle(
+    candidates: Candidates, at: Ints | None, n_seeds: Ints, cell_k: Ints, cell_decision: Bools
+) -> tuple[Bools, NDArray[np.int32]]:
+    """Return which seeds are open, and the K of each; as few passes over all seeds as there is something to settle."""
+    said, k_own = _cut(candidates.decision, at), _cut(candidates.k, at)
+    decision = said > 0
+    if cell_decision.any():
+        decision |= (said < 0) & np.repeat(cell_decision, n_seeds)
+    k_seed = np.repeat(cell_k.astype(np.int32), n_seeds)
+    if k_own.any():
+        np.copyto(k_seed, k_own, where=k_own > 0)
+    np.copyto(k_seed, 1, where=~decision)
+    return decision, k_seed
 
 
 def _keep_planned(candidates: Candidates, cell_ids: NDArray[np.int32], planned: Bools) -> tuple[Ints | None, Ints]:
@@ -129,13 +146,33 @@ def sum_by_cell(frame: Frame, values: NDArray[np.integer] | Bools) -> Ints:
     return total
 
 
+def running_total(values: NDArray[np.integer] | Bools) -> Ints:
+    """Add up the values [N] before each place and before the end, int64 [N+1]."""
+    total = np.empty(len(values) + 1, dtype=np.int64)
+    total[0] = 0
+    np.cumsum(values, dtype=np.int64, out=total[1:])
+    return total
+
+
+def slots(positions: Ints, of: Ints) -> Ints:
+    """Return where each of the positions `of` stands in `positions`, which ascend and hold them all."""
+    table = np.zeros(int(positions[-1]) + 1 if len(positions) else 0, dtype=np.int32)
+    table[positions] = np.arange(len(positions), dtype=np.int32)
+    at: Ints = table[of].astype(np.int64)
+    return at
+
+
 def first_seeds(frame: Frame, n: int) -> Ints:
     """Return the draws (K of each) of the first `n` seeds of every cell that offer any, int64 [H]."""
-    total: Ints = np.concatenate([[0], np.cumsum(frame.k_seed, dtype=np.int64)])
-    offers: Ints = np.concatenate([[0], np.cumsum(frame.k_seed > 0, dtype=np.int64)])
-    begin = frame.start[:-1]
-    stop = np.minimum(np.searchsorted(offers, offers[begin] + n), frame.start[1:])
-    return total[stop] - total[begin]
+    begin, stop = frame.start[:-1], np.minimum(frame.start[:-1] + n, frame.start[1:])
+    if not frame.k_seed.all():
+        offers = running_total(frame.k_seed > 0)
+        stop = np.clip(np.searchsorted(offers, offers[begin] + n), begin, frame.start[1:])
+    counts = stop - begin
+    last = np.cumsum(counts)
+    positions = np.arange(int(counts.sum())) + np.repeat(begin - (last - counts), counts)
+    total = running_total(frame.k_seed[positions])
+    return total[last] - total[last - counts]
 
 
 def order_by_prn(frame: Frame, positions: Ints) -> Ints:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .draws import Credits, Taken
-from .frame import Bools, Floats, Frame, Ints, sum_by_cell
+from .frame import Bools, Floats, Frame, Ints, running_total, slots, sum_by_cell
 
 ALL_COUNTED = 32767
 """`k_counted` of a seed whose every draw counts: the largest that the catalog's column holds."""
@@ -65,15 +65,16 @@ def inclusion(frame: Frame, credits: Credits, taken: Taken, *, walk: Ints, adapt
     0 extends nothing and still counts what fills holes inside it. An `adaptive` plan extends no walk that was begun
     and counts none of its draws there; where nothing was drawn yet its first walk is as good as any.
     """
-    position = np.flatnonzero(credits.per_seed + taken.fresh)
+    position = np.flatnonzero((credits.per_seed > 0) | (taken.fresh > 0))
     cell = frame.cell[position]
     k_seed: Ints = frame.k_seed[position].astype(np.int64)
     certain = credits.certain[position] & (k_seed > 0)
-    offers: Ints = frame.k_seed.astype(np.int64)
-    offers[credits.certain] = 0
-    total: Ints = np.concatenate([[0], np.cumsum(offers)])
+    offers = frame.k_seed
+    if certain.any():
+        offers = np.where(credits.certain, 0, offers)
+    total = running_total(offers)
 
-    slot = np.searchsorted(position, credits.position)  # of each old draw, among the touched seeds
+    slot = slots(position, credits.position)  # of each old draw, among the touched seeds
     flagged = credits.walk & (~certain & (k_seed > 0))[slot]
     length, begun = _walk_length(frame, credits, taken, total, flagged=flagged, walk=walk, adaptive=adaptive)
     before = total[position] - total[frame.start[:-1]][cell]
@@ -83,7 +84,7 @@ def inclusion(frame: Frame, credits: Credits, taken: Taken, *, walk: Ints, adapt
     k_counted = _counted_below(credits, taken, position, slot, flagged=flagged, reach=reach, frozen=frozen)
     k_counted = np.where(certain, ALL_COUNTED, np.where(member, k_counted, 0))
 
-    n_frame = np.maximum(sum_by_cell(frame, (frame.k_seed > 0).astype(np.int8)), 1)
+    n_frame = np.maximum(frame.n_seeds if frame.k_seed.all() else sum_by_cell(frame, frame.k_seed > 0), 1)
     n_certain = np.bincount(cell, weights=certain, minlength=len(length))
     n_walkable = n_frame - n_certain
     n_walked = np.bincount(cell, weights=member, minlength=len(length))
@@ -151,9 +152,7 @@ def _counted_below(
     before = np.zeros(len(position), dtype=np.int64)
     np.maximum.at(before, slot[flagged], credits.k[flagged] + 1)
     fine = ~credits.rejected
-    key = np.concatenate(
-        [slot[fine] * _KEY + credits.k[fine], np.searchsorted(position, taken.position) * _KEY + taken.k]
-    )
+    key = np.concatenate([slot[fine] * _KEY + credits.k[fine], slots(position, taken.position) * _KEY + taken.k])
     key.sort()
     first = np.searchsorted(key, np.arange(len(position) + 1) * _KEY)
     at = np.minimum(first[:-1] + reach, first[1:]) - 1
@@ -171,7 +170,7 @@ def _counted_below(
 def _n_counted(credits: Credits, taken: Taken, position: Ints, slot: Ints, k_counted: Ints) -> Ints:
     """Count each seed's draws that are not rejected and have k below `k_counted`, old and new; int64 [M]."""
     of_old = slot[~credits.rejected & ((credits.k < k_counted[slot]) | (k_counted[slot] == ALL_COUNTED))]
-    of_new = np.searchsorted(position, taken.position)
+    of_new = slots(position, taken.position)
     of_new = of_new[taken.k < k_counted[of_new]]
     counts: Ints = np.bincount(of_old, minlength=len(position)) + np.bincount(of_new, minlength=len(position))
     return counts
@@ -204,7 +203,7 @@ def _priority(frame: Frame, total: Ints, position: Ints, length: Ints) -> Floats
     return np.minimum(1.0, frame.size[position] * threshold)
 
 
-def _sizes_differ(frame: Frame, offers: Ints) -> Bools:
+def _sizes_differ(frame: Frame, offers: NDArray[np.int32]) -> Bools:
     """Tell the cells whose walkable seeds differ in size, bool [H]."""
     assert frame.size is not None, "asked where there are sizes"
     walkable = np.flatnonzero(offers)

@@ -133,22 +133,26 @@ def with_pilot(
 
     Returns `cells` in its order with `k` filled where it was null, `decision` true also where the pilot finds a cell
     open, and new columns k_source (``given``, or ``pilot`` with ``of the cell``, ``of its scenario type`` or ``of all
-    cells``), within, between (variances; NaN without any), n_pilot_seeds, sigma (root of `within`, NaN where unknown).
+    cells``), within, between (variances; NaN without any), n_pilot_seeds and sigma, the standard deviation within a
+    seed of what a gate compares (NaN where unknown or 0): of the value itself, and for categories of the share of any
+    set of them, at most sqrt(within / 2) and 1/2, since 1 - sum p^2 >= 2 p_S (1 - p_S) for every set S.
     A cell with fewer than 10 pilot seeds borrows from its scenario type, and one whose type has too few from all. A
     cell in `fixed` [H] keeps its `decision`. `seed_cost` is the price of a new seed in draws.
 
     Raises:
-        DistdataError: no seed has two draws.
+        DistdataError: no seed has two draws, and some cell needs to know its K.
     """
     spread = pilot_spread(draws)
-    if spread["n_seeds"].sum() == 0:
+    if spread["n_seeds"].sum() == 0 and cells["k"].null_count():
         raise DistdataError(
             'plan: k = "auto" needs a pilot, and no seed has two draws yet. Buy one first: distdata plan --purpose '
             "pilot; distdata generate. Or set [plan] k to a number."
         )
     sums, source = _pooled(cells, spread)
     ratio = _ratio(sums)
-    is_open = _is_open(sums, ratio, categorical=spread["n_differ"].null_count() == 0)
+    categorical = "outcome" in draws.columns
+    contrast = np.minimum(ratio.within / 2, 0.25) if categorical else ratio.within
+    is_open = _is_open(sums, ratio, categorical=categorical)
     said = (
         cells["decision"].fill_null(False).to_numpy() if "decision" in cells.columns else np.zeros(cells.height, bool)
     )
@@ -165,7 +169,7 @@ def with_pilot(
         within=ratio.within,
         between=ratio.between,
         n_pilot_seeds=pl.Series(sums["n_seeds"], dtype=pl.Int64),
-        sigma=np.sqrt(np.where(ratio.within > 0, ratio.within, np.nan)),
+        sigma=np.sqrt(np.where(ratio.within > 0, contrast, np.nan)),
     )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def make_plan(
     lacking = feasible & (offered == 0) & (extra == 0)
     short = check_seeds(request, cells, groups, lacking)
     chosen = choose_cases(request, cells, cases, bought, blocked, usd=usd, gpu_s=gpu_s)
-    credits = find_credits(frame, _flag_walk(bought, corpus))
+    credits = find_credits(frame, bought, None if corpus is None else corpus["k_counted"].cast(pl.Int64).to_numpy())
     yields, measured, hopeless = cell_yields(cells, request.expected_yield)
     stock = take_stock(
         frame, credits, outside=extra, cases=chosen.per_cell, yields=yields, measured=measured, hopeless=hopeless
@@ -162,15 +162,6 @@ def _frame_of_purpose(
         frozen=None if corpus is None else corpus.select("seed_id", "k_seed"),
         blocked=blocked,
     )
-
-
-def _flag_walk(bought: pl.DataFrame, corpus: pl.DataFrame | None) -> pl.DataFrame:
-    """Mark which existing draws belong to the walk: those below the k that the last plan counted; all without one."""
-    if corpus is None or "walk" in bought.columns or corpus.height == 0:
-        return bought
-    counted = corpus.select("seed_id", pl.col("k_counted").cast(pl.Int32))
-    flagged = bought.join(counted, on="seed_id", how="left", maintain_order="left")
-    return flagged.with_columns(walk=(pl.col("k") < pl.col("k_counted")).fill_null(True)).drop("k_counted")
 
 
 def _weights(request: PlanRequest, cells: pl.DataFrame, usd: Floats, gpu_s: Floats) -> Weights:

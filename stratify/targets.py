@@ -72,7 +72,7 @@ def set_targets(problem: Problem) -> Targets:
     else:
         target, shortfall = _by_money(problem, budget.amount)
     if not target.any() and not problem.stock.worth.any():
-        raise DistdataError(f"plan {problem.request.purpose}: no cell has seeds to draw from. Import seeds first.")
+        _refuse_no_room(problem, problem.stock.offer > 0)
     fresh = problem.stock.fresh_for(target)
     notes = [_shortfall_note(problem, target, shortfall)] if shortfall else []
     if not fresh.any() and not problem.n_cases.any():
@@ -173,7 +173,7 @@ def _by_money(problem: Problem, amount: float) -> tuple[Ints, float]:
         target = allocate_money(lower.astype(np.float64), np.zeros_like(lower), lower, price_of, money)
     else:
         target = allocate_money(problem.weight, lower, upper, price_of, money)
-    if not target.any():
+    if not target.any() and not problem.n_cases.any():
         _refuse_nothing(problem, price, stock.offer > 0)
     left = money - float(price_of(target).sum())
     exhausted = bool(np.all((target == upper) | (problem.weight == 0))) and left > amount * MONEY_TOLERANCE
@@ -231,8 +231,8 @@ def _shortfall_note(problem: Problem, target: Ints, shortfall: float) -> str:
     if problem.request.layers is not None:
         reasons.append("the shares of the layers hold the others back")
     return (
-        f"{shortfall:,.12g} {unit} of {budget} could not be placed: {'; '.join(reasons)}. Import more seeds, or raise K "
-        "or the caps."
+        f"{shortfall:,.12g} {unit} of {budget} could not be placed: {'; '.join(reasons)}. Import more seeds, or raise "
+        "K or the caps."
     )
 
 
@@ -252,10 +252,23 @@ def _refuse_free(problem: Problem, offer: Ints, price: Floats) -> None:
 def _refuse_nothing(problem: Problem, price: Floats, offered: Bools) -> None:
     purpose, budget = problem.request.purpose, problem.request.budget
     assert budget is not None, "only a budget can be too small"
-    if not offered.any():
-        raise DistdataError(f"plan {purpose}: no cell has seeds to draw from. Import seeds first.")
+    if not offered.any() or price[offered].min() <= budget.amount:
+        _refuse_no_room(problem, offered)
     cheapest = budget.text_at_least(float(price[offered].min()))
     raise DistdataError(f"plan {purpose}: {budget} buys nothing; the cheapest draw costs {cheapest}. Give more.")
+
+
+def _refuse_no_room(problem: Problem, offered: Bools) -> None:
+    """Refuse a plan in which no cell can get a sample, whatever the budget."""
+    purpose = problem.request.purpose
+    if not offered.any():
+        raise DistdataError(f"plan {purpose}: no cell has seeds to draw from. Import seeds first.")
+    n_idle, n_held = int((offered & (problem.weight == 0)).sum()), int((offered & (problem.bounds.upper == 0)).sum())
+    raise DistdataError(
+        f"plan {purpose}: of {int(offered.sum()):,} cells with seeds none can get a sample: {n_idle:,} by a weight of 0 "
+        f"under policy {problem.request.policy}, {n_held:,} by a cap or pin of 0. Take another policy, give these cells "
+        "a floor, or change the rules."
+    )
 
 
 def _refuse_floors(problem: Problem, least: float, need: str) -> None:
@@ -273,7 +286,7 @@ def _refuse_floors(problem: Problem, least: float, need: str) -> None:
     else:
         pinned = int((bounds.pin > 0).sum())
         n_floors = int(((bounds.lower > 0) & (bounds.pin == NO_RULE)).sum())
-        what = f"the floors of {n_floors:,} cells ({request.floor_seeds} seeds each"
+        what = f"the floors of {n_floors:,} cell{'s' if n_floors > 1 else ''} ({request.floor_seeds} seeds each"
         what += ", or more by [[plan.rules]])" if bounds.ruled.any() else ")"
         what += f" and the pins of {pinned:,} more" if pinned else ""
         out = "lower [plan] floor_seeds or the rules"

@@ -79,12 +79,15 @@ def take_stock(
     frame: Frame, credits: Credits, *, outside: Ints, cases: Ints, yields: Floats, measured: Bools, hopeless: Bools
 ) -> Stock:
     """Sum up per cell what exists, from `credits` in the frame, `outside` credits and `cases` about to be bought."""
-    kept = np.minimum(credits.n_kept, frame.k_seed)
-    offer = sum_by_cell(frame, np.maximum(frame.k_seed - credits.worth, 0))
+    held = credits.seeds  # few seeds hold draws: the sums go over those
+    cell, worth = frame.cell[held], credits.worth[held]
+    kept = np.minimum(credits.n_kept[held], frame.k_seed[held])
+    n_cells = len(frame.start) - 1
+    n_worth, n_kept = (np.bincount(cell, weights=n, minlength=n_cells).astype(np.int64) for n in (worth, kept))
     return Stock(
-        sure=sum_by_cell(frame, kept) + outside,
-        unverified=sum_by_cell(frame, credits.worth - kept) + cases,
-        offer=np.where(hopeless, 0, offer),
+        sure=n_kept + outside,
+        unverified=n_worth - n_kept + cases,
+        offer=np.where(hopeless, 0, sum_by_cell(frame, frame.k_seed) - n_worth),
         yields=yields,
         measured=measured,
         hopeless=hopeless,

@@ -51,13 +51,15 @@ def con() -> duckdb.DuckDBPyConnection:
         con.execute(sql)
     con.execute(
         f"""CREATE TABLE cells AS SELECT i::INTEGER AS cell_id, 's' || (i % 3) || '/x' || i AS cell,
-        's' || (i % 3) AS slice, 'x' AS scenario, 'core' AS layer, i <> {N_CELLS} AS feasible, NULL AS reason, 0.1 AS band, '' AS band_source,
+        's' || (i % 3) AS slice, 'x' AS scenario, 'core' AS layer, i <> {N_CELLS} AS feasible,
+        NULL AS reason, 0.1 AS band, '' AS band_source,
         (i + 1) / 78 AS fleet_share, 2 AS k, 'l' || (i % 2) AS light FROM range({N_CELLS + 1}) t(i)"""
     )
     plan = "'train', 'gate', 'b', '2026', 't'"
     con.execute(
         f"""INSERT INTO plans BY NAME SELECT * FROM (VALUES (1, 'old', {plan}, '1', '{"0" * 8}'),
-        (2, 'new', {plan}, '2', '{TEACHER}')) t(plan_no, plan_id, purpose, policy, budget, created, teacher, teacher_version, teacher_hash)"""
+        (2, 'new', {plan}, '2', '{TEACHER}')) t(plan_no, plan_id, purpose, policy, budget, created, teacher,
+        teacher_version, teacher_hash)"""
     )
     con.execute(
         "INSERT INTO units BY NAME SELECT unnest([1, 2]) AS plan_no, 0 AS unit, 0 AS attempt, 0 AS shard_offset"

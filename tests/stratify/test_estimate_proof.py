@@ -310,7 +310,7 @@ def _designs() -> dict[str, Design]:
         "K mixed, law": _law(N_SEEDS, 0.4, 100),
         "sized": _frame(sized, 200),
         "sized, Horvitz-Thompson": _frame(sized, 120, "ht"),
-        "sized, law": _law(N_SEEDS, 0.4, 160, sized=True),
+        "sized, law": _law([150, 100, 80, 60], 0.4, 300, sized=True),
         "small cells": _law([30] * 12, 0.5, 84),
         "small frames": _law([2, 3, 4, 5] * 4, 0.5, 70),
         "byproducts": _byproducts(equal, 130),
@@ -343,7 +343,7 @@ def _simulate(design: Design, n_runs: int) -> tuple[float, float, float]:
 def test_unbiased_and_covering(name: str) -> None:
     """Over 2,000 plans the bias is below 3.5 of its standard errors, and 93% to 97% of the intervals hold the truth.
 
-    False alarm of a sound design: 5e-4 for the bias, 4e-5 for the coverage; the seed is fixed.
+    False alarm of a sound design: 5e-4 for the bias, 5e-5 for the coverage; the seed is fixed.
     """
     bias, standard_error, coverage = _simulate(DESIGNS[name], 2000)
     print(f"{name}: bias {bias:+.4f} ({bias / standard_error:+.2f} s.e.), coverage {coverage:.1%}")
@@ -353,13 +353,13 @@ def test_unbiased_and_covering(name: str) -> None:
 
 @pytest.mark.parametrize("name", DESIGNS)
 def test_unbiased_and_covering_in_short(name: str) -> None:
-    """The same over 60 plans: bias below 4 standard errors, and at least 50 of the intervals hold the truth.
+    """The same over 40 plans: bias below 4 standard errors, and at least 32 of the intervals hold the truth.
 
-    False alarm of a sound design: 2e-4 for the bias (t with 59 degrees of freedom), 2e-4 for the coverage.
+    False alarm of a sound design: 3e-4 for the bias (t with 39 degrees of freedom), 2e-4 for the coverage.
     """
-    bias, standard_error, coverage = _simulate(DESIGNS[name], 60)
+    bias, standard_error, coverage = _simulate(DESIGNS[name], 40)
     assert abs(bias) < 4 * standard_error
-    assert coverage >= 50 / 60
+    assert coverage >= 32 / 40
 
 
 @pytest.mark.parametrize("n_runs", [150, pytest.param(2000, marks=pytest.mark.prove)])

@@ -107,6 +107,7 @@ def test_draws_of_the_first_seeds() -> None:
     assert first_seeds(_frame(SEEDS), 2).tolist() == [3, 8, 6]
     assert first_seeds(_frame(SEEDS), 0).tolist() == [0, 0, 0]
     assert first_seeds(_frame(SEEDS, blocked=pl.Series(["c"])), 2).tolist() == [9, 8, 6]
+    assert first_seeds(_frame(SEEDS, blocked=pl.Series(["c", "a"])), 0).tolist() == [0, 0, 0]
     assert first_seeds(_frame(SEEDS, blocked=pl.Series(["d", "e"])), 9).tolist() == [11, 0, 1]
 
 

@@ -6,7 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from distdata.catalogs.frames import candidates_of
 from distdata.stratify.budget import parse_budget
+from distdata.stratify.draws import find_credits, take_fresh
+from distdata.stratify.frame import build_frame
+from distdata.stratify.inclusion import ALL_COUNTED, Inclusion, inclusion
 from distdata.stratify.plan import make_plan
 from distdata.stratify.request import Plan, PlanRequest, Rates
 
@@ -176,3 +180,173 @@ def test_weights_recover_the_fleet_mean(n_plans: int) -> None:
     standard_error = weighted.std(ddof=1) / np.sqrt(n_plans)
     assert abs(weighted.mean() - truth) < 4 * standard_error
     assert abs(unweighted.mean() - truth) > 4 * unweighted.std(ddof=1) / np.sqrt(n_plans)
+
+
+NOTHING = pl.DataFrame(schema={"seed_id": pl.String, "k": pl.Int32})
+
+
+def _include(
+    k: list[int],
+    prn: list[float],
+    n_fresh: int,
+    *,
+    walk: int,
+    size: list[float] | None = None,
+    bought: pl.DataFrame = NOTHING,
+    adaptive: bool = False,
+    blocked: list[str] | None = None,
+) -> tuple[list[str], Inclusion]:
+    """Take `n_fresh` draws of one cell; return the touched seeds and their inclusion."""
+    seeds = _seeds([0] * len(k), k, prn).with_columns(decision_point=pl.lit(True))
+    if size is not None:
+        seeds = seeds.with_columns(size=pl.Series(size))
+    one = np.ones(1, dtype=np.bool_)
+    frame = build_frame(
+        candidates_of(seeds, "train"), np.zeros(1, np.int32), one, np.ones(1, np.int64), cell_decision=one,
+        blocked=pl.Series(blocked or [], dtype=pl.String),
+    )  # fmt: skip
+    credits = find_credits(frame, bought)
+    taken = take_fresh(frame, credits, np.array([n_fresh]))
+    chance = inclusion(frame, credits, taken, walk=np.array([walk]), adaptive=adaptive)
+    return frame.ids(chance.position).to_list(), chance
+
+
+def _made(*draws: tuple[str, int], **columns: object) -> pl.DataFrame:
+    frame = pl.DataFrame(draws, schema=NOTHING.schema, orient="row")
+    return frame.with_columns(**{name: pl.lit(value) for name, value in columns.items()})
+
+
+@pytest.mark.parametrize("k", [[1, 1, 1, 1, 1], [1, 4, 2, 1, 3]])
+@pytest.mark.parametrize("walk", [1, 4, 7])
+def test_priorities_are_the_chances_given_the_others(k: list[int], walk: int) -> None:
+    """With the other four seeds held fast, a seed enters for the fraction pi of its own numbers, whatever the K's.
+
+    100 equally spaced numbers of seed i see the fraction to 1/100; pi itself must be the same for all of them.
+    """
+    rng = np.random.default_rng(walk)
+    size = [1.0, 2.5, 0.4, 5.0, 1.5]
+    others = rng.random(5)
+    for i in range(5):
+        inside, chances = 0, set()
+        for u in (np.arange(100) + 0.5) / 100:
+            prn = [*others[:i], float(u), *others[i + 1 :]]
+            seeds, chance = _include(k, prn, walk, walk=walk, size=size)
+            if f"x{i:03d}" in seeds:
+                inside += 1
+                at = seeds.index(f"x{i:03d}")
+                chances.add(round(float(chance.pi[at]), 12))
+                assert chance.share[at] == pytest.approx(1 / (5 * chance.pi[at]))
+        if inside:  # never, where the others complete the walk below all of its ranks
+            assert len(chances) == 1
+            assert inside / 100 == pytest.approx(chances.pop(), abs=1.01 / 100)
+
+
+def test_priority_sampling_by_hand() -> None:
+    """Ranks 0.1, 0.2, 0.4, 0.6 and three draws: the threshold is the fourth rank (Duffield, Lund, Thorup)."""
+    seeds, chance = _include([1] * 4, [0.2, 0.2, 0.2, 0.6], 3, walk=3, size=[2.0, 1.0, 0.5, 1.0])
+    assert seeds == ["x000", "x001", "x002"]
+    # pi = min(1, size x 0.6); share = 1 / (4 pi)
+    np.testing.assert_allclose(chance.pi, [1.0, 0.6, 0.3])
+    np.testing.assert_allclose(chance.share, [1 / 4, 1 / 2.4, 1 / 1.2])
+
+
+def test_a_walk_through_everything_is_certain() -> None:
+    """When all draws are bought every seed stands for itself, sized or not."""
+    for size in (None, [2.0, 1.0, 0.5]):
+        _, chance = _include([1, 4, 2], [0.5, 0.1, 0.9], 7, walk=7, size=size)
+        np.testing.assert_allclose(chance.pi, 1.0)
+        np.testing.assert_allclose(chance.share, 1 / 3)
+
+
+def test_sizes_that_do_not_differ_are_no_sizes() -> None:
+    """A cell whose seeds all have size 3 is weighed as one without sizes."""
+    prn = [0.5, 0.1, 0.9, 0.3]
+    _, plain = _include([1, 4, 2, 1], prn, 4, walk=4)
+    _, same = _include([1, 4, 2, 1], prn, 4, walk=4, size=[3.0] * 4)
+    np.testing.assert_allclose(same.share, plain.share)
+
+
+def test_adaptive_draws_do_not_count() -> None:
+    """A refresh goes on where the walk stopped: its draws get no share, the walk's keep theirs."""
+    prn = [0.1, 0.2, 0.3, 0.4, 0.5]
+    walked = _made(*[(f"x00{i}", k) for i in range(2) for k in range(2)])
+    seeds, chance = _include([2] * 5, prn, 4, walk=8, bought=walked, adaptive=True)
+    assert seeds == ["x000", "x001", "x002", "x003"]
+    assert chance.k_counted.tolist() == [2, 2, 0, 0]
+    np.testing.assert_allclose(chance.share, [1 / 2, 1 / 2, 0, 0])
+    np.testing.assert_allclose(chance.pi, [2 / 5, 2 / 5, 0, 0])
+    assert chance.n_counted.tolist() == [2, 2, 0, 0]
+
+
+def test_a_refresh_does_not_finish_the_last_seed_of_the_walk() -> None:
+    """The walk gave 1 of 4 draws of its second seed; the refresh's other three don't count."""
+    walked = _made(*[("x000", k) for k in range(4)], ("x001", 0))
+    _, chance = _include([4] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], 3, walk=8, bought=walked, adaptive=True)
+    assert chance.k_counted.tolist() == [4, 1]
+    assert chance.k_total.tolist() == [4, 4]
+    assert chance.n_counted.tolist() == [4, 1]
+
+
+def test_a_later_plan_takes_in_what_its_walk_reaches() -> None:
+    """Of four seeds bought after looking, a walk of 7 draws takes in one whole and half of another."""
+    walked = _made(*[(f"x00{i}", k) for i in range(2) for k in range(2)])
+    extra = _made(*[(f"x00{i}", k) for i in range(2, 6) for k in range(2)], walk=False)
+    bought = pl.concat([walked.with_columns(walk=pl.lit(True)), extra])
+    _, chance = _include([2] * 8, [0.1 * (i + 1) for i in range(8)], 0, walk=7, bought=bought)
+    assert chance.k_counted.tolist() == [2, 2, 2, 1, 0, 0]
+    np.testing.assert_allclose(chance.share, [1 / 4] * 4 + [0, 0])
+    # and the next plan, smaller, does not give it back
+    kept = bought.with_columns(
+        walk=pl.struct("seed_id", "k").is_in(pl.concat([walked, extra.drop("walk")[:3]]).to_struct())
+    )
+    _, again = _include([2] * 8, [0.1 * (i + 1) for i in range(8)], 0, walk=2, bought=kept)
+    assert again.k_counted.tolist() == [2, 2, 2, 1, 0, 0]
+
+
+def test_a_refresh_begins_the_walk_of_an_empty_cell() -> None:
+    """Where nothing was drawn before, how many draws come can't depend on what they said: they count."""
+    _, chance = _include([2] * 4, [0.1, 0.2, 0.3, 0.4], 4, walk=4, adaptive=True)
+    np.testing.assert_allclose(chance.share, [1 / 2, 1 / 2])
+    assert chance.k_counted.tolist() == [2, 2]
+
+
+def test_holes_are_filled_inside_the_walk() -> None:
+    """Rejected draws keep their place in the walk, and the k's that replace them count: 2 and 3 for 0 and 1."""
+    draws = _made(("x000", 0), ("x000", 1), ("x001", 0), ("x001", 1))
+    rejected = draws.with_columns(
+        state=pl.when(pl.col("seed_id") == "x000").then(pl.lit("rejected")).otherwise(pl.lit("kept"))
+    )
+    # no new draws yet: the walk still has both seeds, and only the second carries draws
+    _, before = _include([2] * 4, [0.1, 0.2, 0.3, 0.4], 0, walk=2, bought=rejected)
+    np.testing.assert_allclose(before.share, [1 / 2, 1 / 2])
+    assert before.n_counted.tolist() == [0, 2]
+    _, after = _include([2] * 4, [0.1, 0.2, 0.3, 0.4], 2, walk=4, bought=rejected)
+    assert after.k_counted.tolist() == [4, 2]
+    assert after.n_counted.tolist() == [2, 2]
+    np.testing.assert_allclose(after.share, [1 / 2, 1 / 2])
+
+
+def test_certain_seeds_count_whole() -> None:
+    """A byproduct's seed carries 1/N with all its draws, whatever their numbers, and the walk stands for the rest."""
+    seeds, chance = _include([2] * 4, [0.1, 0.2, 0.3, 0.4], 2, walk=3, bought=_made(("x000", 1000), planned=False))
+    assert seeds == ["x000", "x001"]
+    assert chance.k_counted.tolist() == [ALL_COUNTED, 2]
+    np.testing.assert_allclose(chance.share, [1 / 4, 3 / 4])
+    np.testing.assert_allclose(chance.pi, [1.0, 1 / 3])
+
+
+def test_blocked_seeds_stand_for_nothing() -> None:
+    """A seed that may not be bought is outside the frame, with the draws that it has."""
+    seeds, chance = _include([2] * 3, [0.1, 0.2, 0.3], 2, walk=2, bought=_made(("x000", 0)), blocked=["x000"])
+    assert seeds == ["x000", "x001"]
+    np.testing.assert_allclose(chance.share, [0, 1])
+    np.testing.assert_allclose(chance.pi, [0, 1 / 2])
+    assert chance.k_counted.tolist() == [0, 2]
+
+
+def test_seeds_imported_later_wait_for_their_turn() -> None:
+    """A new seed in the middle of an old walk, not bought yet, leaves the old seeds their equal shares."""
+    old = _made(("x000", 0), ("x002", 0))
+    seeds, chance = _include([1] * 4, [0.1, 0.2, 0.3, 0.4], 0, walk=0, bought=old)
+    assert seeds == ["x000", "x002"]
+    np.testing.assert_allclose(chance.share, [1 / 2, 1 / 2])

@@ -187,10 +187,27 @@ def test_small_cells_borrow_from_their_scenario_type() -> None:
     assert kept["decision"][0] is False
 
 
+def test_the_spread_of_shares_is_that_of_the_widest_contrast() -> None:
+    """Two outcomes, half and half: a share's 0.5 within seeds; three: no set of them varies by more than 1/3 or 1/4."""
+    two = with_pilot(_cells(1), _outcomes(["ab", "ba", "aa", "bb"] * 3), seed_cost=4, k_max=32)
+    # 6 of 12 pairs differ: within 1/2, a share's variance 1/4
+    assert two["within"][0] == pytest.approx(0.5)
+    assert two["sigma"][0] == pytest.approx(0.5)
+    three = with_pilot(_cells(1), _outcomes(["ab", "bc", "ca", "aa"] * 3), seed_cost=4, k_max=32)
+    assert three["within"][0] == pytest.approx(0.75)
+    assert three["sigma"][0] == pytest.approx(0.5)
+    rare = with_pilot(_cells(1), _outcomes(["aaab"] + ["aaaa"] * 11), seed_cost=4, k_max=32)
+    # SS 4 - 10/4 = 1.5 over 36
+    assert rare["sigma"][0] == pytest.approx(np.sqrt(1.5 / 36 / 2))
+
+
 def test_no_pilot_is_an_error_that_says_how_to_make_one() -> None:
     """Single draws show no spread: the message names the command."""
     with pytest.raises(DistdataError, match=r"no seed has two draws yet.*distdata plan --purpose pilot"):
         with_pilot(_cells(1), _outcomes(["a", "b", "c"]), seed_cost=4, k_max=32)
+    settled = with_pilot(_cells(1, k=[5]), _outcomes(["a", "b", "c"]), seed_cost=4, k_max=32)  # nothing to settle
+    assert settled.select("k", "decision", "k_source", "n_pilot_seeds").rows() == [(5, False, "given", 0)]
+    assert np.isnan(settled["sigma"][0])
     with pytest.raises(DistdataError, match="neither a column 'outcome' nor 'value'"):
         pilot_spread(pl.DataFrame({"seed_id": ["a"], "cell_id": [0]}))
 

@@ -515,6 +515,16 @@ def test_blocked_seeds_are_never_bought() -> None:
     assert _draws(plan) == [("c0-1", k) for k in range(4)] + [("c0-2", k) for k in range(4)] + [("c0-3", 0)]
 
 
+def test_a_cell_whose_first_seeds_are_used_or_blocked_can_be_planned() -> None:
+    """Seeds that offer nothing at the head of a later cell neither shift its draws nor stop a plan without floors."""
+    seeds, owned = _seeds([2, 4, 3]), _bought(("c1-0", 0), ("c1-1", 0), ("c2-0", 0))
+    blocked = pl.Series(["c2-0", "c2-1"])
+    plan = make_plan(_request("6samples"), _cells(3), seeds, owned, RATES, blocked=blocked)
+    assert (_column(plan, "target"), _column(plan, "fresh")) == ([2, 3, 1], [2, 1, 1])
+    assert sorted(_draws(plan)) == [("c0-0", 0), ("c0-1", 0), ("c1-2", 0), ("c2-2", 0)]
+    assert make_plan(_request("2samples"), _cells(3), seeds, owned, RATES, blocked=blocked).n_fresh == 1
+
+
 def test_credits_from_outside_the_frame_count_one_for_one() -> None:
     """Three byproducts outside the frame save three draws, raise what the cell can hold, and enter no weight."""
     outside = pl.DataFrame({"cell_id": [1, 7], "n": [3, 9]})

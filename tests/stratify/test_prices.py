@@ -56,7 +56,7 @@ def test_a_price_by_hand() -> None:
 
 
 def test_a_price_is_what_a_plan_with_that_band_takes() -> None:
-    """Planning with the tighter band, and as many samples more as the price says, leaves the other cells as they were."""
+    """Planning with the tighter band, and as many samples more as the price says, leaves the other cells alone."""
     bands, seeds = [0.1, 0.07, 0.03], [5000] * 3
     plan = _plan("3000samples", seeds, bands)
     for i in range(3):
@@ -68,11 +68,14 @@ def test_a_price_is_what_a_plan_with_that_band_takes() -> None:
 
 
 def test_seeds_that_run_out_are_counted_as_missing() -> None:
-    """With 850 seeds, 50 of the 188 samples more can be had; with 800 none; a cap or a pin holds likewise."""
+    """With 850 seeds, 50 of the 188 samples more can be had; with 800 none; a cap or a pin holds likewise.
+
+    With 800 the next sample is the other cell's, 1 / 200.5: 4.9383 x 200.5 - 0.5 = 989.6, 190 more.
+    """
     short = _plan("1000samples", [2000, 850], [0.1, 0.05]).prices.row(1, named=True)
     assert (short["n_samples"], short["n_draws"], short["n_missing"]) == (50, 50, 138)
     none = _plan("1000samples", [2000, 800], [0.1, 0.05]).prices.row(1, named=True)
-    assert (none["n_samples"], none["n_missing"]) == (0, 188)
+    assert (none["n_samples"], none["n_missing"]) == (0, 190)
     capped = _plan("1000samples", [2000, 2000], [0.1, 0.05], rules={"cap": [None, 850]}).prices.row(1, named=True)
     assert (capped["n_samples"], capped["n_missing"]) == (50, 138)
     pinned = _plan("1000samples", [2000, 2000], [0.1, 0.05], rules={"pin": [None, 800]}).prices.row(1, named=True)

@@ -299,7 +299,7 @@ def _verified(draw: st.DrawFn) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame
 def test_verdicts_rules_and_yields_keep_plans_nested(
     world: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], budget: int, more: int, kind: str, expected_yield: float
 ) -> None:
-    """With verdicts, floors, caps and any yield: budgets are met, bounds kept, and a larger budget contains the smaller.
+    """With verdicts, floors, caps and any yield: budgets are met, bounds kept, and a larger budget contains a smaller.
 
     No draw is bought twice, none replaces a rejected one in its place, and no seed gets more than K that may count.
     """
@@ -389,6 +389,26 @@ def test_nothing_short_is_an_empty_plan_with_a_word() -> None:
     for none in (None, goals.clear()):
         with pytest.raises(DistdataError, match="no plan in force whose targets could be filled"):
             _plan(None, cells, seeds, top_up=True, goals=none)
+
+
+def test_a_top_up_refuses_nothing_that_its_plan_was_allowed() -> None:
+    """Cells without seeds and rules that came later don't stop a top-up: its goals hold, unfillable ones are named."""
+    cells = _cells(["core"] * 2).with_columns(pin=pl.Series([99, 99], dtype=pl.Int64))
+    goals = pl.DataFrame({"cell_id": [0, 1], "target": [4, 4]})
+    plan = _plan(None, cells, _seeds([5, 0]), top_up=True, goals=goals)
+    assert plan.cells["fresh"].to_list() == [4, 0]
+    assert plan.unfillable.rows() == [("s1/x", 4, 0.0, "its 0 seeds can give 0 kept samples at most")]
+
+
+def test_cells_that_no_budget_reaches_are_told_from_too_little_money() -> None:
+    """Caps of 0 and weights of 0 are named as what stops a plan, not the price of a draw."""
+    cells = _cells(["core"] * 2, fleet_share=[1.0, 0.0]).with_columns(cap=pl.Series([0, None], dtype=pl.Int64))
+    for budget in ("50samples", "$50"):
+        with pytest.raises(
+            DistdataError,
+            match=r"of 2 cells with seeds none can get a sample: 1 by a weight of 0 under .*fleet, 1 by a cap",
+        ):
+            _plan(budget, cells, _seeds([5, 5]), policy="fleet")
 
 
 def _one(seed_id: str) -> pl.DataFrame:

@@ -200,7 +200,7 @@ def catalog_check(project: ProjectDir = Path(), as_json: AsJson = False) -> None
         ),
     )  # fmt: skip
     if lines:
-        raise DistdataError("\n".join([*lines, "Run `distdata generate --repair` to make just these draws again."]))
+        raise DistdataError("\n".join([*lines, found.advice]))
 
 
 @app.command()

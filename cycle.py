@@ -412,9 +412,9 @@ def estimate_fleet(
     Raises:
         DistdataError: a wrong expression, condition, grouping or word, or no corpus with weights.
     """
-    for name, word, known in (("form", form, get_args(Form)), ("target", target, get_args(Target))):
-        if word not in known:
-            raise DistdataError(f"estimate: --{name} {word!r} is not known.{nearest(word, known)}")
+    for name, word, words in (("form", form, get_args(Form)), ("target", target, get_args(Target))):
+        if word not in words:
+            raise DistdataError(f"estimate: --{name} {word!r} is not known.{nearest(word, words)}")
     rows = estimate_rows(project, expr, where, purpose, teacher)
     groups = [name.strip() for name in by.split(",") if name.strip()] if by else []
     known = [c for c in rows.cells.columns if c not in ("cell_id", "fleet_share", "n_frame")]

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from . import store
 from .manifests import read_manifest
 from .project import Project
+from .register_ingest import INGEST_PREFIX
 from .shards import Entry, verify_entries
 from .storage import Storage
 
@@ -40,6 +41,17 @@ class CheckResult:
     n_bytes: int
     damaged: list[UnitDamage]
     unreferenced: list[str]
+
+    @property
+    def advice(self) -> str:
+        """Say how what is damaged comes back: draws can be made again, what was ingested can't."""
+        ingested = [d for d in self.damaged if d.plan_id.startswith(INGEST_PREFIX)]
+        ways = []
+        if len(ingested) < len(self.damaged):
+            ways.append("Run `distdata generate --repair` to make just these draws again.")
+        if ingested:
+            ways.append(f"Restore the shards of ingested samples from a backup, {ingested[0].shard} the first.")
+        return " ".join(ways)
 
 
 def check_project(project: Project) -> CheckResult:

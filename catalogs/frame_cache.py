@@ -3,9 +3,8 @@
 One folder per split, ``cache/seeds-train``, and in it one folder per state of the seeds, named by what it was made
 from: the imports, how many of the split's seeds each brought, and a checksum over them. So a stale order is never
 found; an older one whose imports are all still there is extended by merging, and written anew when it has grown by
-more than a thirty-second. Folders are written under a temporary
-name and renamed, and everything in them is checked by its CRC before it is used. All of it may be deleted at any
-time: processes that have a file mapped keep it.
+more than a thirty-second. Folders are written under a temporary name and renamed, and everything in them is checked
+by its CRC before it is used. All of it may be deleted at any time: processes that have a file mapped keep it.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def read_kept(folder: Path, batches: Sequence[Batch]) -> Kept | None:
 
 
 def is_worth_writing(candidates: Candidates, known: Kept | None) -> bool:
-    """Tell whether an order has grown enough over what is on disk: merging a few seeds again costs less than writing."""
+    """Tell whether an order has grown enough: merging a few seeds again costs less than writing all of them."""
     return known is None or len(candidates.prn) > (1 + 1 / WRITE_AGAIN_AT) * len(known.candidates.prn)
 
 

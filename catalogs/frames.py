@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import duckdb
 import polars as pl
 
 from . import store
@@ -49,7 +48,7 @@ def load_candidates(project: Project, split: str) -> Candidates:
     return candidates
 
 
-def _batches(con: duckdb.DuckDBPyConnection, where: str, columns: str) -> list[Batch]:
+def _batches(con: Any, where: str, columns: str) -> list[Batch]:
     """Say what each import brought, with a checksum over these columns of its seeds, in whatever order they are."""
     rows = con.execute(
         f"SELECT import_id, count(*), sum(hash({columns}))::VARCHAR FROM seeds WHERE {where} GROUP BY ALL ORDER BY ALL"
@@ -61,7 +60,7 @@ def _missing(batches: Sequence[Batch], known: Sequence[Batch]) -> list[Batch]:
     return [b for b in batches if b not in set(known)]
 
 
-def _rows(con: duckdb.DuckDBPyConnection, where: str, batches: Sequence[Batch]) -> pl.DataFrame:
+def _rows(con: Any, where: str, batches: Sequence[Batch]) -> pl.DataFrame:
     sql = f"SELECT seed_id, cell_id, prn, decision_point, k, size FROM seeds WHERE {where} AND {_brought_by(batches)}"
     frame: pl.DataFrame = con.sql(sql).pl()
     return frame

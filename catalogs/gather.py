@@ -17,6 +17,7 @@ from .report_data import Fact, Futures, Headline, Lidar, Preview, Query, ReportD
 from .samples import read_stored
 from .tables import CoverageCell, count, usd
 from .ustar import ADVICE
+from .views import BOUGHT
 
 N_PREVIEWS = 9
 N_FUTURES = 3
@@ -61,7 +62,7 @@ def gather_report(project: Project, generated_at: str, comparison: Comparison | 
         cells = con.execute(_spend("cell")).fetchall()
         plans = con.execute(
             "SELECT plan_id, purpose, policy, budget, n_draws, usd, created, teacher, teacher_version FROM plans "
-            "WHERE superseded_by IS NULL ORDER BY plan_no"
+            f"WHERE superseded_by IS NULL AND {BOUGHT} ORDER BY plan_no"
         ).fetchall()
     shown = coverage_cells(project)
     assert totals is not None, "aggregates have one row"
@@ -235,7 +236,7 @@ def catalog_facts(project: Project) -> dict[str, Any]:
         )
         seeds = con.execute("SELECT split, count(*) FROM seeds GROUP BY ALL ORDER BY 1").fetchall()
         plans = con.execute(
-            """WITH made AS (
+            f"""WITH made AS (
                 SELECT plan_no, sum(n_ok)::BIGINT AS n FROM units GROUP BY ALL
             ), failed AS (
                 SELECT plan_no, count(*) AS n FROM (
@@ -244,7 +245,7 @@ def catalog_facts(project: Project) -> dict[str, Any]:
                 ) GROUP BY ALL
             ) SELECT plan_id, purpose, n_draws, coalesce(made.n, 0), coalesce(failed.n, 0)
             FROM plans LEFT JOIN made USING (plan_no) LEFT JOIN failed USING (plan_no)
-            WHERE superseded_by IS NULL ORDER BY plan_no"""
+            WHERE superseded_by IS NULL AND {BOUGHT} ORDER BY plan_no"""
         ).fetchall()
         made = store.first(
             con.execute(

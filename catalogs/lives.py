@@ -24,8 +24,13 @@ def life_of(project: Project, sample_id: str) -> dict[str, Any]:
         plan = con.sql("SELECT * FROM plans WHERE plan_id = ?", params=[s["plan_id"]]).pl().to_dicts()[0]
         cell = con.sql(
             """SELECT band, band_source, fleet_share, target, p.weight FROM cells c
-            JOIN plan_cells p USING (cell_id) JOIN plans USING (plan_no) WHERE cell = ? AND plan_id = ?""",
-            params=[s["cell"], s["plan_id"]],
+            LEFT JOIN (
+                SELECT cell_id, target, weight FROM plan_cells JOIN plans USING (plan_no) WHERE plan_id = $plan
+            ) p USING (cell_id) WHERE cell = $cell""",
+            params={"cell": s["cell"], "plan": s["plan_id"]},
+        ).pl().to_dicts()[0]  # fmt: skip
+        now = con.sql(
+            "SELECT kept, drop_reason, fleet_weight FROM samples_weighted WHERE sample_id = ?", params=[sample_id]
         ).pl().to_dicts()[0]  # fmt: skip
         siblings = con.execute(
             "SELECT k, outcome, sample_id FROM samples_wide WHERE seed_id = ? AND sample_id <> ? ORDER BY k, sample_id",
@@ -36,6 +41,7 @@ def life_of(project: Project, sample_id: str) -> dict[str, Any]:
         )
     point = "a decision point" if s["decision_point"] else "no decision point"
     others = ", ".join(f"k={k} {outcome or 'no outcome'}" for k, outcome, _ in siblings) or "none"
+    bought = cell["target"] is not None
     return {
         "sample": sample_id,
         "seed": f"{s['seed_id']} (group {seed['group']}, split {s['split']}, {point}), from {seed['source']}",
@@ -43,13 +49,21 @@ def life_of(project: Project, sample_id: str) -> dict[str, Any]:
         "cell": f"{s['cell']} ({s['layer']}), fleet share {cell['fleet_share']:.4%}",
         "band": f"{cell['band']:g} ({cell['band_source']})",
         "plan": f"{plan['plan_id']}: {plan['purpose']}, policy {plan['policy']}, budget {plan['budget']}, "
-        f"{plan['created']}",
-        "why this cell": f"weight {cell['weight']:.4g} gave it a target of {cell['target']:,}",
-        "why this seed": f"permanent random number {seed['prn']:.6f}; inclusion probability {s['pi']:.4g}",
-        "draw": f"k = {s['k']} of {s['n_k']}, fleet weight {s['weight']:.4g}, source {s['source']}",
-        "teacher": f"{s['teacher']} {s['teacher_version']} ({s['teacher_hash']})",
+        f"{plan['created']}"
+        if bought
+        else f"none: ingested as {plan['plan_id']}, {plan['created']}",
+        "why this cell": f"weight {cell['weight']:.4g} gave it a target of {cell['target']:,}"
+        if bought
+        else "somebody else chose it",
+        "why this seed": f"permanent random number {seed['prn']:.6f}; inclusion probability {s['pi']:.4g}"
+        if bought
+        else f"somebody else chose it (origin {seed['origin']})",
+        "draw": f"k = {s['k']} of {s['n_k']}, fleet weight {now['fleet_weight']:.4g} now ({s['weight']:.4g} when "
+        f"bought), source {s['source']}",
+        "verdict": "kept" if now["kept"] else f"rejected: {now['drop_reason']}",
+        "teacher": f"{s['teacher']} {s['teacher_version']} ({s['teacher_hash']})" if s["teacher_hash"] else "none",
         "outcome": s["outcome"] or "none",
-        "price": f"{usd(s['usd'])}, {s['gpu_s']:.4g} s of teacher time",
+        "price": f"{usd(s['usd'])}, {s['gpu_s']:.4g} s of teacher time" if bought else "not ours to pay",
         "failed before": int(tries[0]) if tries else 0,
         "siblings": others,
         "stored": f"{project.storage.address(s['shard'])} at byte {s['offset']:,}, {size(s['n_bytes'])}",

@@ -25,6 +25,7 @@ from .files import check_digests, write_atomic
 from .hashing import draw_rng_seed
 from .project import Project
 from .register import catch_up
+from .views import BOUGHT
 
 PURPOSES = ("train", "gate", "confirm", "pilot")
 CORPUS = ("seed_id", "cell_id", "k_seed", "k_counted", "share", "pi")
@@ -147,10 +148,10 @@ def open_plans(project: Project) -> list[dict[str, Any]]:
     with store.read(project.catalog_path) as con:
         plans: list[dict[str, Any]] = (
             con.sql(
-                """SELECT plan_id, purpose, policy, budget, teacher, teacher_hash, n_draws, usd,
+                f"""SELECT plan_id, purpose, policy, budget, teacher, teacher_hash, n_draws, usd,
                 coalesce(sum(u.n_ok), 0)::BIGINT AS generated
             FROM plans p LEFT JOIN (SELECT plan_no, n_ok FROM units) u USING (plan_no)
-            WHERE superseded_by IS NULL GROUP BY ALL ORDER BY min(plan_no)"""
+            WHERE superseded_by IS NULL AND {BOUGHT} GROUP BY ALL ORDER BY min(plan_no)"""
             )
             .pl()
             .to_dicts()
@@ -177,7 +178,7 @@ def find_plan(project: Project, plan_id: str | None) -> str:
             raise DistdataError("There is no plan yet. Make one: distdata plan --budget 2000samples")
         return str(plans[-1]["plan_id"])
     with store.read(project.catalog_path) as con:
-        rows = con.execute("SELECT plan_id, superseded_by FROM plans ORDER BY plan_no").fetchall()
+        rows = con.execute(f"SELECT plan_id, superseded_by FROM plans WHERE {BOUGHT} ORDER BY plan_no").fetchall()
     hits = [r for r in rows if r[0].startswith(plan_id)]
     if len(hits) != 1:
         what = "no plan begins" if not hits else f"{len(hits)} plans begin"

@@ -238,7 +238,7 @@ def _make_way_for_same_plan(con: duckdb.DuckDBPyConnection, plan_id: str, plan_n
         return
     con.execute("DELETE FROM plans WHERE plan_id = ?", [plan_id])
     con.execute("DELETE FROM plan_cells WHERE plan_no = ?", list(earlier))
-    for table in ("units", "unit_cells", "samples", "attempts", "other_spend"):
+    for table in ("units", "unit_cells", "samples", "attempts", "other_spend", "verified_units", "drop_cells"):
         con.execute(f"UPDATE {table} SET plan_no = ? WHERE plan_no = ?", [plan_no, *earlier])
 
 

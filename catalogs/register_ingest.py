@@ -27,6 +27,8 @@ SEED_COLUMNS = (
     "size", "origin",
 )  # fmt: skip
 SEEDS_FILE = "seeds.parquet"
+INGEST_PREFIX = "in-"
+"""How the ids of pseudo plans begin."""
 
 VERDICT_SCHEMA = pa.schema(
     [

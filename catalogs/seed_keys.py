@@ -59,16 +59,25 @@ class SeedKeys:
         found = np.full(len(seed_ids), -1, dtype=np.int64)
         if not len(seed_ids) or not len(self.row):
             return found
+        left = np.arange(len(seed_ids))
         for index in self.indexes:
-            if len(index.rows) == 0:
-                continue
-            hashes = hash_ids(seed_ids, index.seed)
-            query = np.argsort(hashes)
-            slot = np.minimum(np.searchsorted(index.hashes, hashes[query]), len(index.rows) - 1)
-            hit = index.hashes[slot] == hashes[query]
-            query, rows = query[hit], index.rows[slot[hit]]
-            same = (self.ids.gather(rows) == seed_ids.gather(query)).to_numpy()
-            found[query[same]] = self._places()[rows[same]]
+            if len(left) and len(index.rows):
+                rows = self._rows(seed_ids if len(left) == len(seed_ids) else seed_ids.gather(left), index)
+                there = rows >= 0
+                found[left[there]] = self._places()[rows[there]]
+                left = left[~there]
+        return found
+
+    def _rows(self, seed_ids: pl.Series, index: HashIndex) -> Rows:
+        """Return the rows that one index knows for these ids, -1 where it knows none; int32 [M]."""
+        found = np.full(len(seed_ids), -1, dtype=np.int32)
+        hashes = hash_ids(seed_ids, index.seed)
+        query = np.argsort(hashes)  # neighbours in the index are asked for together
+        slot = np.minimum(np.searchsorted(index.hashes, hashes[query]), len(index.rows) - 1)
+        hit = index.hashes[slot] == hashes[query]
+        query, rows = query[hit], index.rows[slot[hit]]
+        same = (self.ids.gather(rows) == seed_ids.gather(query)).to_numpy()
+        found[query[same]] = rows[same]
         return found
 
     def _places(self) -> Rows:

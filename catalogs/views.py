@@ -7,6 +7,9 @@ from collections.abc import Sequence
 SERVED_BY = {"train": ("train", "pilot", "byproduct"), "gate": ("gate",), "confirm": ("confirm",), "pilot": ("pilot",)}
 """Whose samples count for a purpose: a pilot's draws and byproducts come from training seeds and join the corpus."""
 
+BOUGHT = "purpose NOT IN ('byproduct', 'clean')"
+"""SQL for plans that were made here; what was ingested has a pseudo plan, which nobody runs."""
+
 
 def view_statements(axes: Sequence[str]) -> list[str]:
     """Return the CREATE statements of all views for these axes, in the order of their dependence."""

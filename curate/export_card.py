@@ -110,7 +110,7 @@ def render_card(
         _how_to_load(layout, choice, configs, main),
         _contents(layout, choice, configs),
         _coverage(choice, facts),
-        _weights(layout, facts),
+        _weights(layout),
         _provenance(choice, facts),
         _limits(layout, choice),
     )
@@ -267,7 +267,7 @@ def _tally(cells: Sequence[tuple[Any, ...]]) -> str:
     return f"{n:,} / {target:,}" if target or n else "–"
 
 
-def _weights(layout: str, facts: Provenance) -> str:
+def _weights(layout: str) -> str:
     where = "`weight`" if layout == "parquet" else "`weight` (in the Parquet file under metadata/, by `sample_id`)"
     text = (
         f"## Weights\n\n{where} is the share of the fleet's situations that a sample stands for: the share of its "

@@ -15,6 +15,7 @@ from ..catalogs.plans import SavedPlan, load_plan
 from ..catalogs.project import Project
 from ..catalogs.protocol import Draw, TeacherInfo
 from ..catalogs.samples import read_stored
+from ..catalogs.views import BOUGHT
 from .ask import Asker
 from .run import check_teacher
 from .run_unit import encode_draw, request_of
@@ -23,8 +24,8 @@ from .teachers.registry import make_teacher
 from .worker import limit_threads
 
 TOLERANCE = 1e-4
-_OPEN_SAMPLES = """FROM samples s JOIN plans p USING (plan_no) JOIN units u USING (plan_no, unit, attempt)
-    WHERE p.superseded_by IS NULL"""
+_OPEN_SAMPLES = f"""FROM samples s JOIN plans p USING (plan_no) JOIN units u USING (plan_no, unit, attempt)
+    WHERE p.superseded_by IS NULL AND {BOUGHT}"""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -110,15 +110,20 @@ def _match(frame: Frame, bought: pl.DataFrame) -> tuple[Ints, Ints, Bools, Bools
     """Return position, k, planned, walk and state (its code) of each existing draw on the frame, by position and k."""
     found = frame.find(bought["seed_id"])
     key = found * _KEY + bought["k"].cast(pl.Int64).to_numpy()
-    order = np.argsort(key, kind="stable")
+    order = np.argsort(key)
     order = order[np.searchsorted(key[order], 0) :]  # what was not found has negative keys
     key = key[order]
     first = np.flatnonzero(np.diff(key, prepend=-1))
     planned, walk = (_flag(bought, name)[order] for name in ("planned", "walk"))
     state = np.zeros(len(key), dtype=np.int8)
     if "state" in bought.columns:
-        code = bought["state"].cast(pl.String).replace_strict(STATES, return_dtype=pl.Int8)
-        state = code.to_numpy()[order]
+        n_known = 0
+        for name, code in STATES.items():
+            is_one = (bought["state"] == name).fill_null(False).to_numpy()
+            n_known += int(is_one.sum())
+            state[is_one[order]] = code
+        if n_known < bought.height:
+            raise ValueError(f"{bought.height - n_known} draws have a state that is none of {', '.join(STATES)}")
     if len(first) < len(key):  # repeated draws
         planned, walk = (np.logical_and.reduceat(flags, first) for flags in (planned, walk))
         state = np.maximum.reduceat(state, first)

@@ -19,6 +19,7 @@ from ..catalogs.frames import Candidates
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+SUMMED_AT_ONCE = 1 << 18
 Number = TypeVar("Number", bound=np.generic)
 
 
@@ -138,11 +139,19 @@ def _inside(at: Ints | None, found: Ints) -> Ints:
 
 
 def sum_by_cell(frame: Frame, values: NDArray[np.integer] | Bools) -> Ints:
-    """Add up a per-seed integer [N] over each cell; exact, int64 [H]."""
+    """Add up a per-seed integer [N] over each cell, exactly; int64 [H].
+
+    Some hundred thousand seeds are summed at a time, so that the 64-bit copies stay in the processor's cache.
+    """
     total = np.zeros(len(frame.start) - 1, dtype=np.int64)
-    filled = frame.start[:-1] < frame.start[1:]
-    if filled.any():  # a cell without seeds would be given the next one's first value
-        total[filled] = np.add.reduceat(values.astype(np.int64, copy=False), frame.start[:-1][filled])
+    filled = np.flatnonzero(frame.start[:-1] < frame.start[1:])  # one without seeds would get its neighbour's
+    begin, end = frame.start[filled], frame.start[filled + 1]
+    low = 0
+    while low < len(filled):
+        high = max(int(np.searchsorted(end, begin[low] + SUMMED_AT_ONCE, side="right")), low + 1)
+        part = values[begin[low] : end[high - 1]].astype(np.int64)
+        total[filled[low:high]] = np.add.reduceat(part, begin[low:high] - begin[low])
+        low = high
     return total
 
 
@@ -172,7 +181,8 @@ def first_seeds(frame: Frame, n: int) -> Ints:
     last = np.cumsum(counts)
     positions = np.arange(int(counts.sum())) + np.repeat(begin - (last - counts), counts)
     total = running_total(frame.k_seed[positions])
-    return total[last] - total[last - counts]
+    draws: Ints = total[last] - total[last - counts]
+    return draws
 
 
 def order_by_prn(frame: Frame, positions: Ints) -> Ints:

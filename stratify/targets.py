@@ -265,9 +265,9 @@ def _refuse_no_room(problem: Problem, offered: Bools) -> None:
         raise DistdataError(f"plan {purpose}: no cell has seeds to draw from. Import seeds first.")
     n_idle, n_held = int((offered & (problem.weight == 0)).sum()), int((offered & (problem.bounds.upper == 0)).sum())
     raise DistdataError(
-        f"plan {purpose}: of {int(offered.sum()):,} cells with seeds none can get a sample: {n_idle:,} by a weight of 0 "
-        f"under policy {problem.request.policy}, {n_held:,} by a cap or pin of 0. Take another policy, give these cells "
-        "a floor, or change the rules."
+        f"plan {purpose}: of {int(offered.sum()):,} cells with seeds none can get a sample: {n_idle:,} by a weight of "
+        f"0 under policy {problem.request.policy}, {n_held:,} by a cap or pin of 0. Take another policy, give these "
+        "cells a floor, or change the rules."
     )
 
 

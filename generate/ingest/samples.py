@@ -28,7 +28,7 @@ from ...catalogs.hashing import bytes_hash, content_hash
 from ...catalogs.project import Project
 from ...catalogs.protocol import Draw, MemberSpec, TeacherInfo
 from ...catalogs.register import catch_up
-from ...catalogs.register_ingest import SEED_COLUMNS, SEEDS_FILE
+from ...catalogs.register_ingest import INGEST_PREFIX, SEED_COLUMNS, SEEDS_FILE
 from ..run_unit import META_MEMBER, encode_draw
 from .conditions import FIRST_K, Conditions, LookUp
 from .mapping import IngestMapping
@@ -81,7 +81,7 @@ def take_in(project: Project, source: Source, intake: Intake, *, dry_run: bool, 
     identity = content_hash(
         [source.sha256, intake.source, intake.mapping.fingerprint, intake.info.content_hash, n_before]
     )
-    plan_id = f"in-{identity[:12]}"
+    plan_id = f"{INGEST_PREFIX}{identity[:12]}"
     return _OneSource(project, source, intake, plan_id, result, dry_run=dry_run, say=say).run(n_before > 0)
 
 
@@ -411,6 +411,6 @@ def discard(project: Project, plan_id: str) -> None:
 def discard_unfinished(project: Project, keep: str) -> None:
     """Remove what interrupted ingests but `keep` have left. Call with the ingest lock held."""
     finished = {read_json(e)["plan_id"] for e in list_events(project.events_dir) if e.kind == "ingest"}
-    for path in project.plans_dir.glob(f"in-*/{INTENT_FILE}"):
+    for path in project.plans_dir.glob(f"{INGEST_PREFIX}*/{INTENT_FILE}"):
         if path.parent.name not in {*finished, keep}:
             discard(project, path.parent.name)

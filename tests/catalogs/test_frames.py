@@ -171,18 +171,35 @@ def _batches(folder: Path) -> list[Batch]:
     return [Batch(*b) for b in json.loads(header.read_text())["batches"]]
 
 
+MORE = _seeds("x", [(1, "g", "train", u, True, 4, None, "frame") for u in (0.5, 0.1, 0.7)])
+
+
 def test_an_extension_shares_the_ids_it_was_made_from(tmp_path: Path) -> None:
-    """A second import adds a file of its own ids, and only the new order is left."""
-    project, seeds = _filled(tmp_path, n_imports=1)
+    """An import that adds 6% adds a file of its own ids, and only the new order is left."""
+    project, _ = _filled(tmp_path, n_imports=1)
     folder = project.root / "cache" / "seeds-train"
     (before,) = folder.glob("*/ids-000.arrow")
     inode = before.stat().st_ino
-    _import(project, 9, _seeds("x", [(1, "g", "train", 0.5, True, 4, None, "frame")]))
+    _import(project, 9, MORE)
     load_candidates(project, "train")
     (state,) = folder.iterdir()
     assert sorted(p.name for p in state.glob("ids-*")) == ["ids-000.arrow", "ids-001.arrow"]
     assert (state / "ids-000.arrow").stat().st_ino == inode
-    assert len(seeds) == 50
+
+
+def test_a_few_seeds_more_are_merged_and_not_written(tmp_path: Path) -> None:
+    """Imports of 2% leave the order on disk as it is until they sum up to a thirty-second; each plan is right."""
+    project, seeds = _filled(tmp_path, n_imports=1)
+    folder = project.root / "cache" / "seeds-train"
+    (state,) = folder.iterdir()
+    states = []
+    for number in range(2, 5):
+        one = MORE[number - 2 : number - 1]
+        seeds = pl.concat([seeds, one])
+        _import(project, number, one)
+        assert _rows(load_candidates(project, "train")) == _expected(seeds, "train")
+        states.append([p.name for p in folder.iterdir()] == [state.name])
+    assert states == [True, False, False]  # 50, and 51 of 50 x 33/32 = 51.6; 52 are written
 
 
 def test_many_imports_end_in_one_file_of_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,8 +283,8 @@ def test_without_a_place_for_the_cache_planning_goes_on(tmp_path: Path) -> None:
 def test_planners_at_once_leave_one_whole_cache(tmp_path: Path) -> None:
     """Eight planners that extend the cache at the same time all get the right order, and one of it is left."""
     project, seeds = _filled(tmp_path, n_imports=1)
-    _import(project, 9, _seeds("x", [(1, "g", "train", 0.5, True, 4, None, "frame")]))
-    every = pl.concat([seeds, _seeds("x", [(1, "g", "train", 0.5, True, 4, None, "frame")])])
+    _import(project, 9, MORE)
+    every = pl.concat([seeds, MORE])
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: _rows(load_candidates(project, "train")), range(8)))
     assert all(rows == _expected(every, "train") for rows in found)

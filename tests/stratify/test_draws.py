@@ -105,9 +105,12 @@ def test_blocked_seeds_give_nothing() -> None:
 
 
 def test_cells_are_taken_apart() -> None:
-    """Each cell gives its own number, in candidate order, its last seed a part; an empty cell gives none."""
+    """Each cell gives its own number, in candidate order, its last seed a part; an empty or full cell gives none."""
     frame = make_frame([2, 2, 2, 2], cell=[0, 0, 2, 2])
     assert _take(frame, _owned(), 3, 5, 1) == [("s0", 0), ("s0", 1), ("s1", 0), ("s2", 0)]
+    # nothing is wanted of the last cell, and the seeds before it offer nothing
+    full = _owned(*[(f"s{i}", k, "kept") for i in (0, 1) for k in (0, 1)])
+    assert _take(frame, full, 2, 0, 0) == []
 
 
 draw_states = st.tuples(st.integers(0, 5), st.sampled_from(["kept", "rejected", "unverified"]))
@@ -147,5 +150,5 @@ def test_taken_draws_are_new_and_no_more_than_offered(
 
 def test_unknown_states_are_refused() -> None:
     """A state that is none of the three is an error, not a guess."""
-    with pytest.raises(pl.exceptions.PolarsError):
-        find_credits(make_frame([1]), _owned(("s0", 0, "perhaps")))
+    with pytest.raises(ValueError, match="1 draws have a state that is none of unverified, kept, rejected"):
+        find_credits(make_frame([1]), _owned(("s0", 0, "perhaps"), ("s0", 1, "kept")))

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from distdata.catalogs.candidates import candidates_of
+from distdata.stratify import frame as frame_module
 from distdata.stratify.frame import Frame, build_frame, first_seeds, order_by_prn, sum_by_cell
 
 
@@ -100,6 +101,15 @@ def test_sums_over_cells() -> None:
     """Sums follow the cells, also where a cell has no seed."""
     frame = _frame([s for s in SEEDS if s[1] != 20])
     assert sum_by_cell(frame, np.array([1, 2, 4, 8, 16])).tolist() == [7, 0, 24]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4, 100])
+def test_sums_in_parts(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """However many seeds are summed at once, also fewer than a cell has, sums are those of the cells."""
+    monkeypatch.setattr(frame_module, "SUMMED_AT_ONCE", at_once)
+    values = np.array([100, 100, 56, 3, 4, 5], dtype=np.uint8)  # 256 would be 0 in eight bits
+    assert sum_by_cell(_frame(SEEDS), values).tolist() == [256, 3, 9]
+    assert sum_by_cell(_frame(SEEDS), values > 4).tolist() == [3, 0, 1]
 
 
 def test_draws_of_the_first_seeds() -> None:

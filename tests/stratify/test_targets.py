@@ -295,7 +295,7 @@ def _verified(draw: st.DrawFn) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame
     kind=st.sampled_from(["samples", "usd"]),
     expected_yield=st.sampled_from([1.0, 0.8, 0.3]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_verdicts_rules_and_yields_keep_plans_nested(
     world: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], budget: int, more: int, kind: str, expected_yield: float
 ) -> None:
@@ -428,8 +428,8 @@ def test_top_ups_fill_a_skewed_log_to_its_targets(seed: int) -> None:
     """A log skewed 1000:1, 20% rejected: top-ups end with every fillable cell at its target and the others named.
 
     Eight cells of 20,000 down to 20 seeds, K 4, two more that can't be filled: one whose draws are all rejected and one
-    that lost seeds after its target was set. Kept samples are at least the target and above it by at most one seed's K
-    plus what chance adds to the last round (the binomial's 5 standard deviations; seeds are fixed).
+    that lost seeds after its target was set. Kept samples are at least the target and at most one seed's K above it: a
+    last round of some 18 draws for 14 exceeds that by chance in 2 of 100 cells (binomial, 0.8), and seeds are fixed.
     """
     sizes = [20_000, 7_400, 2_700, 1_000, 380, 140, 50, 20, 300, 30]
     hopeless = 8
@@ -440,12 +440,10 @@ def test_top_ups_fill_a_skewed_log_to_its_targets(seed: int) -> None:
     goals = plan.cells.select("cell_id", "target")
     assert goals["target"].to_list() == [125, 125, 125, 125, 125, 125, 125, 80, 125, 120]
     blocked = pl.Series([f"c9-{i:05d}" for i in range(10, 30)])
-    n_last = np.zeros(10)
     for _ in range(12):
         keys = plan.draws.select("seed_id", pl.col("k").cast(pl.Int32), cell=pl.col("cell_id"))
         lost = (rng.random(keys.height) < 0.2) | (keys["cell"].to_numpy() == hopeless)
         fresh = keys.select("seed_id", "k", state=pl.Series(np.where(lost, "rejected", "kept").tolist()))
-        n_last = np.where(plan.cells["fresh"].to_numpy() > 0, plan.cells["fresh"].to_numpy(), n_last)
         bought = pl.concat([bought, fresh])
         assert bought.select("seed_id", "k").n_unique() == bought.height  # no draw is bought twice
         cell = bought["seed_id"].str.extract(r"c(\d+)-", 1).cast(pl.Int64).to_numpy()
@@ -462,7 +460,7 @@ def test_top_ups_fill_a_skewed_log_to_its_targets(seed: int) -> None:
     target = goals["target"].to_numpy()
     fillable = np.arange(10) < 8
     assert np.all(kept[fillable] >= target[fillable])
-    assert np.all(kept[fillable] <= target[fillable] + 4 + 5 * np.sqrt(n_last[fillable] * 0.2 * 0.8))
+    assert np.all(kept[fillable] <= target[fillable] + 4)
     assert plan.unfillable.rows() == [
         ("s8/x", 125, 0.0, "verifiers kept none of 20 draws or more"),
         ("s9/x", 120, 40.0, "its 30 seeds can give 40 kept samples at most"),

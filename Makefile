@@ -5,7 +5,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-TYPED := $(foreach p,catalogs stratify generate curate train_min,-p distdata.$(p)) -m distdata.cli -m distdata.cycle
+TYPED := $(foreach p,catalogs stratify generate curate train_min,-p distdata.$(p)) -m distdata.cli -m distdata.cycle -m distdata.projects
 
 .PHONY: setup demo test prove bench lint format clean
 

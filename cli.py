@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -104,7 +105,7 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Make a project here: distdata.toml, the catalog, and a preset's seeds."""
-    from .cycle import init_project
+    from .projects import init_project
 
     done = init_project(project, preset, seeds)
     n = done.n_seeds if done else 0
@@ -128,7 +129,7 @@ def catalog_import(
     as_json: AsJson = False,
 ) -> None:
     """Import scenario seeds: from a file, or from a generator (crossing, highway, module:function)."""
-    from .cycle import import_generated, import_seed_file
+    from .projects import import_generated, import_seed_file
 
     here = open_here(project)
     done = import_generated(here, source, n, {}) if n is not None else import_seed_file(here, Path(source))
@@ -209,7 +210,7 @@ def sql(
     format: Annotated[
         str | None,
         typer.Option(
-            "--format", "-f", help="table, csv, json, parquet or arrow [default: table on a terminal, else csv]."
+            "--format", "-f", help="table, csv, json, parquet or arrow (default: table on a terminal, else csv)."
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write to this file instead of stdout.")] = None,
@@ -232,7 +233,7 @@ def plan(
         typer.Option(help="20000samples, 400gpuh or $800; a gate plan without one buys what its gates need."),
     ] = None,
     purpose: Annotated[str, typer.Option(help="train, gate, confirm or pilot.")] = "train",
-    policy: Annotated[str | None, typer.Option(help="gate, uniform, fleet or neyman [default: distdata.toml].")] = None,
+    policy: Annotated[str | None, typer.Option(help="gate, uniform, fleet or neyman (default: distdata.toml).")] = None,
     top_up: Annotated[
         bool, typer.Option("--top-up", help="Keep the targets in force; buy what verifiers' rejections left short.")
     ] = False,
@@ -243,7 +244,7 @@ def plan(
         str | None, typer.Option(help="Put policies side by side, as in fleet,uniform,gate, and plan nothing.")
     ] = None,
     cost: Annotated[
-        bool, typer.Option("--cost", help="Price the whole programme of [costs], and plan nothing.")
+        bool, typer.Option("--cost", help="Price the programme of the costs table, and plan nothing.")
     ] = False,
     boost: Annotated[list[str] | None, typer.Option(help="CELL_OR_SLICE=FACTOR; may be repeated.")] = None,
     allow_undecidable: Annotated[
@@ -256,6 +257,11 @@ def plan(
     """Decide what to buy within a budget: samples per cell, seeds, K draws each, and the cost."""
     from . import cycle
 
+    given = {"--explain": explain, "--compare": compare, "--cost": cost, "--budget": budget, "--policy": policy,
+             "--top-up": top_up, "--boost": boost}  # fmt: skip
+    _refuse_idle(given, "--cost", ())
+    _refuse_idle(given, "--compare", ("--budget",))
+    _refuse_idle(given, "--top-up", ("--budget", "--explain"))
     here = open_here(project)
     if cost:
         _show_costs(here, as_json)
@@ -264,13 +270,22 @@ def plan(
             here, budget=budget, policies=compare, purpose=purpose, allow_undecidable=allow_undecidable,  # type: ignore[arg-type]
         )  # fmt: skip
         _show_comparison(found, as_json)
+    elif explain is not None and not (budget or policy or boost or top_up or allow_undecidable):
+        lines = cycle.explain_in_force(here, purpose, explain)
+        emit(as_json, {"explain": lines}, lambda: "\n".join(lines))
     else:
         bought = cycle.plan_purchase(
-            here, budget=budget or (cycle.last_budget(here, purpose) if explain else None), purpose=purpose,  # type: ignore[arg-type]
-            policy=policy, boosts=cycle.parse_boosts(boost or []), top_up=top_up,  # type: ignore[arg-type]
-            allow_undecidable=allow_undecidable, dry_run=dry_run or explain is not None,
+            here, budget=budget, purpose=purpose, policy=policy, boosts=cycle.parse_boosts(boost or []),  # type: ignore[arg-type]
+            top_up=top_up, allow_undecidable=allow_undecidable, dry_run=dry_run or explain is not None,
         )  # fmt: skip
         _show_plan(here, bought, explain, dry_run, as_json)
+
+
+def _refuse_idle(given: Mapping[str, object], option: str, goes_with: tuple[str, ...]) -> None:
+    """Refuse options that `option` would leave without effect."""
+    idle = [name for name, value in given.items() if value and name not in (option, *goes_with)]
+    if given[option] and idle:
+        raise typer.BadParameter(f"{option} takes no {' or '.join(idle)}: it would have no effect.")
 
 
 def _show_plan(project: Project, bought: Purchase, explain: str | None, dry_run: bool, as_json: bool) -> None:
@@ -307,9 +322,9 @@ def _show_costs(project: Project, as_json: bool) -> None:
 
 @app.command()
 def generate(
-    plan_id: Annotated[str | None, typer.Option("--plan", help="The plan to run [default: the newest].")] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, inprocess or ray [default: distdata.toml].")] = None,
-    workers: Annotated[int | None, typer.Option(help="Ray workers [default: one per core].", min=1)] = None,
+    plan_id: Annotated[str | None, typer.Option("--plan", help="The plan to run (default: the newest).")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, inprocess or ray (default: distdata.toml).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray workers (default: one per core).", min=1)] = None,
     address: Annotated[
         str | None, typer.Option(help="A Ray cluster's address; a local Ray is started without it.")
     ] = None,
@@ -354,7 +369,7 @@ def estimate(
         str, typer.Option(help="superpopulation, or frame: the imported seeds alone.")
     ] = "superpopulation",
     purpose: Annotated[str, typer.Option(help="Whose seeds: train, gate or confirm.")] = "train",
-    teacher: Annotated[str | None, typer.Option(help="A version or hash [default: the newest].")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A version or hash (default: the newest).")] = None,
     project: ProjectDir = Path(),
     as_json: AsJson = False,
 ) -> None:
@@ -447,7 +462,7 @@ def report(
     """Write one self-contained HTML page: coverage, spend, samples to look at."""
     from .cycle import write_report
 
-    path = write_report(open_here(project), out)
+    path = write_report(open_here(project), out, say)
     emit(as_json, {"report": str(path)}, lambda: f"{path} written; open it in a browser.")
 
 

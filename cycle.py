@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -15,40 +13,39 @@ import polars as pl
 
 from .catalogs.cases import mark_planned, settle_cases
 from .catalogs.comparison import Comparison
-from .catalogs.config import CONFIG_NAME, Policy, parse_config
+from .catalogs.config import Policy
 from .catalogs.cost_table import CostTable
 from .catalogs.errors import DistdataError, nearest
 from .catalogs.estimates import estimate_rows
 from .catalogs.events import append_json
-from .catalogs.files import TMP_PREFIX, disk_errors, exclusive_lock, make_folder, write_atomic
+from .catalogs.files import exclusive_lock, write_atomic
 from .catalogs.gather import gather_report
-from .catalogs.hashing import content_hash
-from .catalogs.intake import ImportResult, changed_cells, define_cells, import_file, import_seeds
+from .catalogs.intake import changed_cells, define_cells
+from .catalogs.macros import ALL_COUNTED
 from .catalogs.planning import PlanInputs, measured_costs, pilot_rows, planning_inputs
-from .catalogs.plans import catalog_state, corpus_size, open_plans, save_plan
+from .catalogs.plans import catalog_state, corpus_size, open_plans, plan_frames, plan_in_force, save_plan
 from .catalogs.project import Project
 from .catalogs.protocol import TeacherInfo
 from .catalogs.register import catch_up
 from .catalogs.report import render_report
-from .catalogs.seeds import from_arrow
 from .curate.export_hf import Layout, export_hf
 from .curate.push_hub import push_to_hub
-from .generate.presets import Preset, load_preset
 from .generate.spool import leftover
-from .generate.teachers.registry import make_seeds, make_teacher, teacher_info
+from .generate.teachers.registry import make_teacher, teacher_info
 from .stratify.budget import Budget, parse_budget
 from .stratify.compare import compare_policies, needed_draws, parse_policies
-from .stratify.costs import Assumed, Measured, cost_table
+from .stratify.costs import Measured, cost_table
 from .stratify.estimate import Estimates, Form, Target, estimate_rows_by
+from .stratify.explain import explain
 from .stratify.minima import GateAims
 from .stratify.pilot import with_pilot
 from .stratify.plan import make_plan
-from .stratify.request import FRAME_SPLIT, Plan, PlanRequest, Purpose, Rates, plan_id
-from .stratify.splits import assign_splits
+from .stratify.request import FRAME_SPLIT, Plan, PlanRequest, Purpose, Rates, plan_id, restored_request
 
 HELD_OUT = ("gate", "confirm")
 AS_NEEDED = "as needed"
 """The budget of a plan whose size follows from what it is for."""
+TOP_UP = ", topped up"
 K_UNSETTLED = 8
 """K where `[plan] k` is "auto" and no pilot has settled it: in the pilot's own plan."""
 SAY_EVERY_S = 2.0
@@ -73,78 +70,6 @@ class Purchase:
     def plan_id(self) -> str:
         """The plan's id."""
         return str(self.header["plan_id"])
-
-
-def init_project(root: Path, preset_name: str, n_seeds: int | None = None) -> ImportResult | None:
-    """Make a project in `root`: the catalog, for a bundled preset its seeds, and last distdata.toml.
-
-    All or nothing: what fails leaves the folder as it was, and after a kill the same call goes on.
-
-    Raises:
-        DistdataError: there is a distdata.toml already, the preset is not known or not valid, or its cells or
-            seeds can't be made.
-    """
-    preset = load_preset(preset_name)
-    config = parse_config(preset.text, preset_name if preset.generator is None else f"preset {preset_name}")
-    with disk_errors(root / CONFIG_NAME):
-        is_new = not root.exists()
-        make_folder(root)
-    lock = root / f"{TMP_PREFIX}init-lock"
-    try:
-        with exclusive_lock(lock, f"{root}: process {{holder}} is making a project here; wait for it."):
-            try:
-                return _make_project(Project(root.resolve(), config), preset, n_seeds)
-            finally:
-                lock.unlink(missing_ok=True)
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                root.rmdir()
-        raise
-
-
-def _make_project(project: Project, preset: Preset, n_seeds: int | None) -> ImportResult | None:
-    path = project.root / CONFIG_NAME
-    if path.exists():
-        raise DistdataError(f"{path}: a project is here already. Use another folder: distdata init --project DIR")
-    is_new = not project.events_dir.exists() and not project.catalog_path.exists()
-    try:
-        define_cells(project)
-        done = None
-        if preset.generator is not None and n_seeds != 0:
-            done = import_generated(project, preset.generator, n_seeds or preset.n_seeds, {})
-        write_atomic(path, preset.text.encode(), "init.config")  # last: with it the folder is a project
-    except BaseException:
-        if is_new:
-            shutil.rmtree(project.events_dir, ignore_errors=True)
-            for made in (project.catalog_path, project.catalog_path.with_name(project.catalog_path.name + ".wal")):
-                made.unlink(missing_ok=True)
-        raise
-    return done
-
-
-def import_seed_file(project: Project, path: Path) -> ImportResult:
-    """Import seeds from a Parquet, JSONL or CSV file."""
-    return import_file(project, path, _split_rule(project))
-
-
-def import_generated(project: Project, generator: str, n: int, options: Mapping[str, Any]) -> ImportResult:
-    """Import seeds that a generator makes (see `generate.teachers.registry.make_seeds`)."""
-    salt = project.config.project.salt
-    table = make_seeds(generator, n, salt, options, project.root)
-    identity = content_hash(["generator", generator, n, salt, dict(options)])
-    return import_seeds(project, from_arrow(table), f"{generator} generator, n = {n:,}", identity, _split_rule(project))
-
-
-def _split_rule(project: Project) -> Any:
-    rules, salt = project.config.splits, project.config.project.salt
-
-    def assign(seeds: pl.DataFrame, used: pl.DataFrame) -> pl.DataFrame:
-        return assign_splits(
-            seeds, used, gate=rules.gate, confirm=rules.confirm, min_groups=rules.min_groups, salt=salt
-        )  # fmt: skip
-
-    return assign
 
 
 def plan_purchase(
@@ -172,6 +97,11 @@ def plan_purchase(
         project, purpose=purpose, budget=None if budget is None else parse_budget(budget), policy=policy, boosts=boosts,
         top_up=top_up, allow_undecidable=allow_undecidable,
     )  # fmt: skip
+    said = budget or AS_NEEDED
+    if top_up:  # it aims at another plan's targets: as that one was made after looking or not, so is this
+        force = plan_in_force(project, purpose) or {}
+        request = replace(request, adaptive=bool(force.get("adaptive", False)))
+        said = str(force.get("budget", AS_NEEDED)).removesuffix(TOP_UP) + TOP_UP
     rates = _rates(project, request, start.info, start.inputs)
     plan = _plan(start.inputs, request, rates)
     info = start.info
@@ -183,7 +113,9 @@ def plan_purchase(
         "split": FRAME_SPLIT[purpose],
         "policy": request.policy,
         "adaptive": request.looked,
-        "budget": budget or AS_NEEDED,
+        "budget": said,
+        "request": asdict(request),
+        "band_ref": plan.band_ref,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "teacher": info.id,
         "teacher_version": info.version,
@@ -201,7 +133,7 @@ def plan_purchase(
         header=header,
         known=any(p["plan_id"] == identity for p in earlier),
         state=start.state,
-        before=start.inputs.corpus.group_by("cell_id").agg(n_before=pl.len().cast(pl.Int64)),
+        before=_walked(start.inputs.corpus, "n_before"),
         cases=start.inputs.cases.filter(pl.col("seed_id").is_in(plan.draws["seed_id"].implode()))["case_id"].to_list(),
     )
 
@@ -234,17 +166,36 @@ def compare_plans(
 def programme_costs(project: Project) -> CostTable:
     """Price the programme of ``[costs]``, with what this project has measured in place of what is only said."""
     info = teacher_info(make_teacher(project.config.teacher, project.root), project.config.teacher)
-    costs = project.config.costs
-    assumed = Assumed(
-        draw_miles=costs.draw_miles, draw_steps=costs.draw_steps, int8=costs.int8_saving, int4=costs.int4_saving
-    )
-    return cost_table(costs, Measured(**measured_costs(project, info.content_hash)), assumed)
+    known = Measured(**measured_costs(project, info.content_hash))
+    return cost_table(project.config.costs, known, project.config.teacher)
 
 
 def last_budget(project: Project, purpose: str) -> str | None:
     """Return the budget of the plan in force for `purpose`; None where there is none, or it was bought as needed."""
-    same = [str(p["budget"]) for p in open_plans(project) if p["purpose"] == purpose]
+    same = [str(p["budget"]).removesuffix(TOP_UP) for p in open_plans(project) if p["purpose"] == purpose]
     return same[-1] if same and same[-1] != AS_NEEDED else None
+
+
+def explain_in_force(project: Project, purpose: str, pattern: str) -> list[str]:
+    """Say why the plan in force gives the cells that `pattern` names their numbers (see `stratify.explain`).
+
+    Raises:
+        DistdataError: there is no such plan, or nothing matches.
+    """
+    header = plan_in_force(project, purpose)
+    if header is None:
+        raise DistdataError(
+            f"plan --explain: no {purpose} plan is in force. Give the --budget of the one you have in mind."
+        )
+    frames = plan_frames(project, header)
+    if "request" not in header:
+        raise DistdataError(f"plan {header['plan_id']}: an older distdata made it. Give --budget to explain a new one.")
+    nothing = pl.DataFrame()
+    plan = Plan(
+        request=restored_request(header["request"]), cells=frames["cells"], draws=nothing, seeds=nothing,
+        prices=frames["prices"], minima=frames["minima"], shortfall=0.0, band_ref=header["band_ref"],
+    )  # fmt: skip
+    return explain(plan, pattern)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,22 +305,39 @@ def save_purchase(project: Project, purchase: Purchase) -> bool:
                 _settle_spools(project, old, purchase.header["teacher_hash"])
         plan = purchase.plan
         save_plan(
-            project, purchase.header, _with_rounds(plan.cells, purchase.before), plan.draws.rename({"k_total": "n_k"}),
-            plan.seeds,
+            project, purchase.header, _with_rounds(plan, purchase.before), plan.draws.rename({"k_total": "n_k"}),
+            plan.seeds, {"prices": plan.prices, "minima": plan.minima},
         )  # fmt: skip
         mark_planned(project, purchase.cases, purchase.plan_id)
     catch_up(project)
     return True
 
 
-def _with_rounds(cells: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
-    """Add what this round of buying is, given the earlier ones: seeds before it, and its conditional probability."""
-    cells = cells.join(before, on="cell_id", how="left", maintain_order="left").with_columns(
-        pl.col("n_before").fill_null(0)
-    )
-    left = pl.col("n_seeds_frame") - pl.col("n_before")
-    fresh = pl.col("n_seeds_taken") - pl.col("n_before")
-    return cells.with_columns(pi_round=pl.when(left > 0).then(fresh / left).otherwise(0.0))
+def _with_rounds(plan: Plan, before: pl.DataFrame) -> pl.DataFrame:
+    """Add what this round is, given the earlier ones: seeds of the walk before it, and the chance of those it adds.
+
+    The chance is that of a seed which the walk had not reached and nobody else had chosen; null where sizes differ,
+    since each seed then has its own (`corpus.pi`), and for a plan made after looking, which extends no walk.
+    """
+    chosen = plan.seeds.filter(pl.col("k_counted") == ALL_COUNTED).group_by("cell_id").agg(n_chosen=pl.len())
+    cells = plan.cells.join(before, on="cell_id", how="left", maintain_order="left")
+    for more in (_walked(plan.seeds, "n_now"), chosen):
+        cells = cells.join(more, on="cell_id", how="left", maintain_order="left")
+    cells = cells.with_columns(pl.col("n_before", "n_now", "n_chosen").fill_null(0).cast(pl.Int64))
+    left = pl.col("n_seeds_frame") - pl.col("n_chosen") - pl.col("n_before")
+    alike = plan.seeds.group_by("cell_id").agg(alike=pl.col("pi").filter(_IN_WALK).n_unique() <= 1)
+    cells = cells.join(alike, on="cell_id", how="left", maintain_order="left")
+    known = pl.col("alike").fill_null(True) & (left > 0) & (not plan.request.looked)
+    chance = pl.when(known).then((pl.col("n_now") - pl.col("n_before")) / left)
+    return cells.with_columns(pi_round=chance).drop("n_now", "n_chosen", "alike")
+
+
+_IN_WALK = (pl.col("k_counted") > 0) & (pl.col("k_counted") < ALL_COUNTED)
+
+
+def _walked(corpus: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Count the seeds of each cell's walk: [cell_id, `name`]."""
+    return corpus.filter(_IN_WALK).group_by("cell_id").agg(pl.len().cast(pl.Int64).alias(name))
 
 
 def _settle_spools(project: Project, old: Mapping[str, Any], teacher_hash: str) -> None:
@@ -439,12 +407,17 @@ def parse_boosts(texts: list[str]) -> dict[str, float]:
     return boosts
 
 
-def write_report(project: Project, out: Path) -> Path:
-    """Write the HTML report and return its path. It compares the policies at the budget of the plan in force."""
+def write_report(project: Project, out: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Write the HTML report and return its path. It compares the policies at the budget of the plan in force.
+
+    `say` hears why there is no comparison, when the catalog has changed so that none can be made.
+    """
     comparison = None
     if budget := last_budget(project, "train") or corpus_size(project):
-        with contextlib.suppress(DistdataError):  # the catalog may have changed so that no plan can be made now
+        try:
             comparison = compare_plans(project, budget=budget, policies="fleet,uniform,gate")
+        except DistdataError as e:
+            say(f"The report has no comparison of policies: {e}")
     data = gather_report(project, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), comparison)
     write_atomic(out, render_report(data).encode(), "report")
     return out.resolve()

@@ -25,7 +25,8 @@ import polars as pl
 
 from distdata.catalogs import store
 from distdata.catalogs.project import Project
-from distdata.cycle import import_seed_file, init_project, plan_purchase, save_purchase
+from distdata.cycle import plan_purchase, save_purchase
+from distdata.projects import import_seed_file, init_project
 
 from .report import emit, small, versions
 from .scale_picture import scale_picture

@@ -20,8 +20,9 @@ import numpy as np
 
 from distdata.catalogs.project import Project
 from distdata.catalogs.protocol import Draw, MemberSpec, Request, TeacherInfo
-from distdata.cycle import import_seed_file, init_project, plan_purchase, save_purchase
+from distdata.cycle import plan_purchase, save_purchase
 from distdata.generate.run import generate
+from distdata.projects import import_seed_file, init_project
 
 from .report import emit, small, versions
 

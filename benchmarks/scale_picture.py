@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT = 560, 330
-LEFT, RIGHT, TOP, BOTTOM = 62, 150, 34, 44
+WIDTH, HEIGHT = 600, 330
+LEFT, RIGHT, TOP, BOTTOM = 62, 190, 34, 44
+LABEL_HEIGHT = 15
 COLORS = ("#1f6feb", "#d1761c", "#2a8f57")
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#333}.grid{stroke:#ddd}.law{stroke:#999;stroke-dasharray:4 4;fill:none}"
@@ -42,13 +43,23 @@ def scale_picture(lines: Mapping[str, Sequence[tuple[int, float]]], title: str) 
         out.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{n:,}</text>')
     out.append(f'<text x="{LEFT}" y="{HEIGHT - 6}">seeds</text>')
     out += _law(at, next(iter(lines.values())), 10.0**y0)
+    heights = _apart({name: at(*line[-1])[1] for name, line in lines.items()})
     for color, (name, line) in zip(COLORS, lines.items(), strict=False):
         path = " ".join(f"{x},{y}" for x, y in (at(n, s) for n, s in line))
         out.append(f'<polyline class="line" stroke="{color}" points="{path}"/>')
         out += [f'<circle cx="{x}" cy="{y}" r="3" fill="{color}"/>' for x, y in (at(n, s) for n, s in line)]
-        x, y = at(*line[-1])
-        out.append(f'<text x="{x + 8}" y="{y + 4}" style="fill:{color}">{escape(name)} {line[-1][1]:.1f} s</text>')
+        label = f"{escape(name)} {line[-1][1]:.1f} s"
+        out.append(f'<text x="{WIDTH - RIGHT + 8}" y="{heights[name] + 4:.1f}" style="fill:{color}">{label}</text>')
     return "\n".join([*out, "</svg>", ""])
+
+
+def _apart(heights: Mapping[str, float]) -> dict[str, float]:
+    """Move labels down until none covers another, from the top one on."""
+    placed: dict[str, float] = {}
+    lowest = -math.inf
+    for name, y in sorted(heights.items(), key=lambda item: item[1]):
+        lowest = placed[name] = max(y, lowest + LABEL_HEIGHT)
+    return placed
 
 
 def _law(at: object, line: Sequence[tuple[int, float]], lowest: float) -> list[str]:

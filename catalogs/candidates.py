@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from .seed_keys import SeedKeys, Slots, build_index
+from .seed_keys import IdColumn, SeedKeys, Slots, build_index
 
 FRAME = "frame"
 _COLUMNS = ("seed_id", "cell_id", "prn", "decision_point", "k")
@@ -75,7 +75,7 @@ def arrange(seeds: pl.DataFrame) -> Candidates:
         rank=sorted_prn if size is None else rank[row],
         decision=seeds["decision_point"].cast(pl.Int8).fill_null(-1).to_numpy()[row],
         k=seeds["k"].fill_null(0).cast(pl.Int16).to_numpy()[row],
-        keys=SeedKeys(seeds["seed_id"], row),
+        keys=SeedKeys(IdColumn.of(seeds["seed_id"]), row),
     )
 
 
@@ -120,7 +120,7 @@ def merge(old: Candidates, fresh: Candidates) -> Candidates | None:
         size = slots.merge(_sizes(old), _sizes(fresh))
     prn = slots.merge(old.prn, fresh.prn)
     row = slots.merge(old.keys.row, fresh.keys.row + np.int32(n_old))
-    ids = pl.concat([old.keys.ids, fresh.keys.ids], rechunk=True)
+    ids = IdColumn([*old.keys.ids.pieces, *fresh.keys.ids.pieces])
     return Candidates(
         cell_id=slots.merge(old.cell_id, fresh.cell_id),
         prn=prn,
@@ -128,7 +128,7 @@ def merge(old: Candidates, fresh: Candidates) -> Candidates | None:
         rank=rank_of(prn, size),
         decision=slots.merge(old.decision, fresh.decision),
         k=slots.merge(old.k, fresh.k),
-        keys=SeedKeys(ids, row, [*old.keys.indexes, build_index(fresh.keys.ids, n_old)]),
+        keys=SeedKeys(ids, row, [*old.keys.indexes, build_index(fresh.keys.ids.series(), n_old)]),
     )
 
 

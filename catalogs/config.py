@@ -222,7 +222,13 @@ class Cover(_Strict):
 class Costs(_Strict):
     """`[costs]`: the programme that `distdata plan --cost` prices; the defaults are the reference programme's.
 
-    Given rates give way to measured ones where the catalog has them, and the table says which is which.
+    Rates give way to measured ones where the catalog has them, the draw's also to those of `[teacher]`, and the table
+    says which is which. What the reference programme implies without saying it:
+    - `draw_miles`: length of one draw. A mile, because that is the unit the programme prices.
+    - `draw_steps`: sampler steps of a full draw. Labels of 30 steps on 1% of 60M frames being 9,000 GPU-h, a step on
+      a frame is 0.0005 GPU-h; a frame costs 900,000 / 60M = 0.015 GPU-h, which is 30 of them.
+    - `int8_saving`, `int4_saving`: what serving the teacher in 8 or 4 bits saves against 16, as a factor; by the bytes
+      of its weights, so the most that a teacher limited by memory saves.
     """
 
     miles: float = Field(default=50_000, gt=0, allow_inf_nan=False)

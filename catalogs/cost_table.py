@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from .tables import usd
 
-Source = Literal["given", "assumed", "measured", "mixed"]
+Source = Literal["given", "reference", "measured", "planned", "mixed"]
 SECTIONS = ("generation", "training", "labels", "gates", "together", "serving")
 LEAST_FORMULA = 34
 GAP = 2
@@ -22,9 +22,10 @@ GAP = 2
 class CostRow:
     """One line: a figure, how it comes about, and whether it is known or only said.
 
-    `source` is ``given`` ([costs] says so), ``assumed`` (it rests on something that nobody said), ``measured`` (the
-    catalog or the plan has it) or ``mixed`` (computed from measured and other figures). `value` None: there is no
-    such number, and `formula` says why. `rounded` is the figure as it is quoted in talk, where that differs.
+    `source` is ``given`` (distdata.toml says so), ``reference`` (it doesn't: a default, of the reference programme),
+    ``measured`` (the catalog has it), ``planned`` (draws that are still to be made are in it) or ``mixed`` (computed
+    from several of these). `value` None: there is no such number, and `formula` says why. `rounded` is the figure as
+    it is quoted in talk, where that differs.
     """
 
     key: str

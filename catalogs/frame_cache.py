@@ -30,7 +30,7 @@ from .candidates import Candidates, rank_of
 from .effects import effect
 from .files import TMP_PREFIX, make_folder
 from .hashing import content_hash
-from .seed_keys import HashIndex, SeedKeys, hash_probe, join_indexes
+from .seed_keys import HashIndex, IdColumn, SeedKeys, hash_probe, join_indexes
 
 VERSION = 1
 HEADER = "header.json"
@@ -138,7 +138,7 @@ def _open(path: Path) -> Kept:
                 raise ValueError(f"{path / name}: altered")
     order, index = _columns(path / ORDER), _columns(path / INDEX)
     id_files = {path / name: header["files"][name] for name in header["id_files"]}
-    ids = pl.concat([_series(f) for f in id_files])
+    ids = IdColumn([_table(f).column(0) for f in id_files])
     prn, size = order["prn"], order.get("size")
     keys = SeedKeys(ids, order["row"], [HashIndex(seed=header["hash_seed"], hashes=index["hash"], rows=index["row"])])
     candidates = Candidates(
@@ -171,7 +171,7 @@ def _write_files(folder: Path, candidates: Candidates, batches: Sequence[Batch],
     (folder / HEADER).write_text(json.dumps({**header, "check": content_hash(header)}))
 
 
-def _write_ids(folder: Path, ids: pl.Series, known: Mapping[Path, int]) -> dict[str, int]:
+def _write_ids(folder: Path, ids: IdColumn, known: Mapping[Path, int]) -> dict[str, int]:
     """Write the ids that no file of `known` holds, and give those files a second name here; return names and CRC's."""
     if len(known) >= MAX_ID_FILES:
         known = {}
@@ -179,7 +179,7 @@ def _write_ids(folder: Path, ids: pl.Series, known: Mapping[Path, int]) -> dict[
         os.link(path, folder / path.name)
     n_known = sum(len(_table(path)) for path in known)
     name = f"ids-{len(known):03d}.arrow"
-    _write_columns(folder / name, {"seed_id": ids[n_known:].to_arrow()})
+    _write_columns(folder / name, {"seed_id": _one_piece(ids, n_known)})
     return {**{path.name: crc for path, crc in known.items()}, name: _crc(folder / name)}
 
 
@@ -198,10 +198,10 @@ def _columns(path: Path) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(batch.column(name).to_numpy()) for name in batch.schema.names}
 
 
-def _series(path: Path) -> pl.Series:
-    series = pl.from_arrow(_table(path).column(0))
-    assert isinstance(series, pl.Series), "a column becomes a series"
-    return series
+def _one_piece(ids: IdColumn, first: int) -> pa.Array:
+    """Return the ids from row `first` on as one array."""
+    rows = pa.chunked_array(ids.pieces, pa.large_string()).slice(first)
+    return rows.chunk(0) if rows.num_chunks == 1 else pa.concat_arrays(rows.chunks)
 
 
 def _crc(path: Path) -> int:

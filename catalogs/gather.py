@@ -253,10 +253,24 @@ def catalog_facts(project: Project) -> dict[str, Any]:
             coalesce(sum(in_doubt_usd), 0), coalesce(sum(gpu_s), 0) / 3600 FROM spend"""
             )
         )
+        held = store.first(
+            con.execute(
+                """SELECT count(*) FILTER (d.sample_id IS NOT NULL), count(*) FILTER (purpose = 'byproduct'),
+                    count(*) FILTER (purpose = 'clean'), count(*)
+                FROM samples s JOIN plans USING (plan_no)
+                LEFT JOIN (SELECT DISTINCT sample_id FROM drops) d USING (sample_id)"""
+            )
+        )
+        short = store.first(con.execute("SELECT sum(deficit)::BIGINT FROM coverage"))
+        cases = con.execute("SELECT state, count(*) FROM cases GROUP BY ALL ORDER BY 1").fetchall()
     assert cells is not None, "aggregates have one row"
+    assert held is not None, "aggregates have one row"
     assert made is not None, "aggregates have one row"
     n_seeds = sum(n for _, n in seeds)
     open_plans = [_OpenPlan(*row) for row in plans]
+    n_rejected, n_byproducts, n_clean, n_samples = held
+    parts = [(n_rejected, "rejected by verifiers"), (n_byproducts, "byproducts"), (n_clean, "clean")]
+    said = ", ".join(f"{count(n)} {what}" for n, what in parts if n)
     return {
         "project": str(project.root),
         "axes": ", ".join(f"{a} ({n})" for a, n in axes),
@@ -264,14 +278,15 @@ def catalog_facts(project: Project) -> dict[str, Any]:
         "seeds": count(n_seeds) + (f" ({', '.join(f'{count(n)} {s}' for s, n in seeds)})" if seeds else ""),
         "plans": "; ".join(f"{p.plan_id} {p.purpose}: {count(p.n_ok)} of {count(p.n_draws)} draws" for p in open_plans)
         or "none",
-        "samples": count(made[0]),
+        "samples": count(n_samples) + (f" ({said})" if said else ""),
+        **({"divergences": ", ".join(f"{count(n)} {state}" for state, n in cases)} if cases else {}),
         "spend": f"{usd(made[1])} known, {usd(made[2])} in doubt, {made[3]:.3g} GPU-hours",
         "failed draws": count(sum(p.n_failed for p in open_plans)),
-        "next": _next_step(n_seeds, open_plans),
+        "next": _next_step(n_seeds, open_plans, bool(n_rejected and short and short[0])),
     }
 
 
-def _next_step(n_seeds: int, plans: Sequence[_OpenPlan]) -> str:
+def _next_step(n_seeds: int, plans: Sequence[_OpenPlan], short: bool) -> str:
     if not n_seeds:
         return "distdata catalog import FILE"
     if not plans:
@@ -284,4 +299,6 @@ def _next_step(n_seeds: int, plans: Sequence[_OpenPlan]) -> str:
             # without --plan it is the newest plan that runs
             which = f" --plan {todo[0].plan_id}" if len(todo) > 1 or todo[0] is not plans[-1] else ""
             return f"distdata generate{which}{option}"
+    if short:
+        return "distdata plan --top-up"
     return "distdata report; distdata export hf OUT/"

@@ -57,8 +57,9 @@ def life_of(project: Project, sample_id: str) -> dict[str, Any]:
         else "somebody else chose it",
         "why this seed": f"permanent random number {seed['prn']:.6f}; inclusion probability {s['pi']:.4g}"
         if bought
-        else f"somebody else chose it (origin {seed['origin']})",
-        "draw": f"k = {s['k']} of {s['n_k']}, fleet weight {now['fleet_weight']:.4g} now ({s['weight']:.4g} when "
+        else f"somebody else chose it ({'a seed of' if seed['origin'] == 'frame' else 'outside'} the frame)",
+        "draw": (f"k = {s['k']} of {s['n_k']}" if bought else "not ours: its noise is unknown")
+        + f", fleet weight {now['fleet_weight']:.4g} now ({s['weight']:.4g} when "
         f"bought), source {s['source']}",
         "verdict": "kept" if now["kept"] else f"rejected: {now['drop_reason']}",
         "teacher": f"{s['teacher']} {s['teacher_version']} ({s['teacher_hash']})" if s["teacher_hash"] else "none",

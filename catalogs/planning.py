@@ -14,6 +14,7 @@ from .cells import rule_columns
 from .frames import Candidates, group_counts, load_candidates
 from .plans import PURPOSES, load_plan
 from .project import Project
+from .views import BOUGHT
 
 CELL_COLUMNS = ("cell_id", "cell", "slice", "scenario", "layer", "feasible", "band", "fleet_share", "k")
 _STATE = """CASE WHEN d.sample_id IS NOT NULL THEN 'rejected' WHEN v.unit IS NOT NULL THEN 'kept'
@@ -102,38 +103,55 @@ def planning_inputs(
 
 
 def measured_costs(project: Project, teacher_hash: str) -> dict[str, Any]:
-    """Return what the catalog knows of a programme's costs: the fields of `stratify.costs.Measured`, None where not."""
+    """Return what the catalog knows of a programme's costs: the fields of `stratify.costs.Measured`, None where not.
+
+    Draws that were made here, rejected ones included, and those that open plans are still to make; what was ingested
+    cost nothing here.
+    """
+    bought = f"teacher_hash = $1 AND {BOUGHT} AND (purpose IN ('gate', 'confirm')) = $2"
+    draws: dict[bool, tuple[int, int, int]] = {}
     with store.read(project.catalog_path) as con:
-        draws = store.first(
+        price = store.first(
             con.execute(
-                "SELECT avg(s.gpu_s), avg(s.usd) FROM samples s JOIN plans USING (plan_no) "
-                "WHERE teacher_hash = ? AND purpose NOT IN ('byproduct', 'clean')",
+                f"SELECT avg(s.gpu_s), avg(s.usd) FROM samples s JOIN plans USING (plan_no) "
+                f"WHERE teacher_hash = $1 AND {BOUGHT}",
                 [teacher_hash],
             )
         )
-        corpus = store.first(
-            con.execute(
-                """SELECT (SELECT sum(target)::BIGINT FROM plan_cells WHERE plan_no = last),
-                    (SELECT count(*) FROM corpus WHERE split = 'train' AND teacher_hash = $1)
-                FROM (SELECT max(plan_no) AS last FROM plans WHERE purpose = 'train' AND teacher_hash = $1)""",
-                [teacher_hash],
+        for held_out in (False, True):
+            key = [teacher_hash, held_out]
+            made = store.first(
+                con.execute(
+                    f"""SELECT count(*), count(*) FILTER (sample_id IN (SELECT sample_id FROM drops))
+                    FROM samples JOIN plans USING (plan_no) WHERE {bought}""",
+                    key,
+                )
             )
-        )
-        gate = store.first(
-            con.execute(
-                "SELECT sum(n_draws)::BIGINT FROM plans WHERE purpose IN ('gate', 'confirm') AND teacher_hash = ? "
-                "AND superseded_by IS NULL",
-                [teacher_hash],
-            )
-        )
-    gpu_s, usd = draws or (None, None)
-    n_draws, n_seeds = corpus or (None, None)
+            waiting = con.execute(
+                f"""SELECT plan_id, (n_draws - coalesce(sum(n_ok + n_failed), 0))::BIGINT AS n
+                FROM plans LEFT JOIN units USING (plan_no)
+                WHERE {bought} AND superseded_by IS NULL GROUP BY plan_id, n_draws HAVING n > 0 ORDER BY plan_id""",
+                key,
+            ).fetchall()
+            n_made, n_rejected = made or (0, 0)
+            draws[held_out] = (n_made, n_rejected, sum(n for _, n in waiting))
+            if not held_out:
+                made_on = con.sql(f"SELECT DISTINCT seed_id FROM samples JOIN plans USING (plan_no) WHERE {bought}",
+                                  params=key).pl()  # fmt: skip
+                open_ids = [plan_id for plan_id, _ in waiting]
+    promised = [pl.DataFrame(load_plan(project, plan_id).draws.select(["seed_id"])) for plan_id in open_ids]
+    n_seeds = pl.concat([made_on, *promised])["seed_id"].n_unique()
+    (n_made, n_rejected, n_to_make), (n_gate, _, n_gate_to_make) = draws[False], draws[True]
+    gpu_s, usd = price or (None, None)
     return {
         "gpu_s_per_draw": gpu_s,
         "usd_per_draw": usd,
-        "n_draws": n_draws or None,
-        "n_seeds": n_seeds if n_draws and n_seeds and n_seeds <= n_draws else None,
-        "n_gate_draws": gate[0] if gate else None,
+        "n_draws": n_made + n_to_make or None,
+        "n_draws_to_make": n_to_make,
+        "n_draws_rejected": n_rejected,
+        "n_seeds": n_seeds or None,
+        "n_gate_draws": n_gate + n_gate_to_make or None,
+        "n_gate_draws_to_make": n_gate_to_make,
     }
 
 

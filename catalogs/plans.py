@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,12 +71,14 @@ def save_plan(
     cells: pl.DataFrame,
     draws: pl.DataFrame,
     corpus: pl.DataFrame | None = None,
+    more: Mapping[str, pl.DataFrame] | None = None,
 ) -> None:
     """Freeze a plan: write its folder, then its event. Saving the same plan again changes nothing.
 
     `draws` needs seed_id, cell_id, k, n_k, pi, weight, decision_point in generation order. Sample ids and
     random seeds are added here, the seeds' own state is copied from the catalog. `corpus` has seed_id, cell_id, k_seed,
     k_counted, share and pi of every seed with draws, old ones included: with it the catalog weighs all of them anew.
+    `more` are further tables, kept beside these by name.
     """
     folder = project.plans_dir / header["plan_id"]
     salt, teacher_hash = project.config.project.salt, header["teacher_hash"]
@@ -103,6 +106,7 @@ def save_plan(
     files = {"cells.parquet": _parquet(cells), "draws.arrow": _ipc(table), "seeds.arrow": _ipc(seeds)}
     if corpus is not None:
         files["corpus.parquet"] = _parquet(corpus.select(*CORPUS))
+    files |= {f"{name}.parquet": _parquet(frame) for name, frame in (more or {}).items()}
     for name, data in files.items():
         write_atomic(folder / name, data, f"plan.{name.partition('.')[0]}")
     header = {**header, "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
@@ -141,6 +145,26 @@ def load_plan(project: Project, plan_id: str) -> SavedPlan:
             f"{folder}: damaged ({e}). Restore it from a backup, or make a new plan with another budget."
         ) from None
     return SavedPlan(plan_id=plan_id, header=header, draws=draws, seeds=seeds)
+
+
+def plan_in_force(project: Project, purpose: str) -> dict[str, Any] | None:
+    """Read the header of the newest open plan for `purpose`; None without one."""
+    same = [str(p["plan_id"]) for p in open_plans(project) if p["purpose"] == purpose]
+    return load_plan(project, same[-1]).header if same else None
+
+
+def plan_frames(project: Project, header: Mapping[str, Any]) -> dict[str, pl.DataFrame]:
+    """Read the small tables of a saved plan by name: ``cells``, ``prices``, ``minima``.
+
+    Raises DistdataError for a file that is missing, damaged or altered.
+    """
+    folder = project.plans_dir / header["plan_id"]
+    names = [n for n in ("cells.parquet", "prices.parquet", "minima.parquet") if n in header.get("sha256", {})]
+    try:
+        check_digests(folder, header["sha256"], *names)
+        return {n.removesuffix(".parquet"): pl.read_parquet(folder / n) for n in names}
+    except (OSError, ValueError, pl.exceptions.PolarsError) as e:
+        raise DistdataError(f"{folder}: damaged ({e}). Restore it from a backup, or plan again.") from None
 
 
 def open_plans(project: Project) -> list[dict[str, Any]]:

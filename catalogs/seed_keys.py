@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .errors import DistdataError
@@ -31,13 +33,50 @@ class HashIndex:
     rows: Rows
 
 
+class IdColumn:
+    """A column of ids in one or a few pieces, perhaps mapped from files; only what is asked for is read."""
+
+    def __init__(self, pieces: Sequence[pa.Array]) -> None:
+        self.pieces = [piece.cast(pa.large_string()) for piece in pieces if len(piece)]
+        self._ends = np.cumsum([len(piece) for piece in self.pieces])
+
+    @classmethod
+    def of(cls, ids: pl.Series) -> IdColumn:
+        """Make a column of one piece."""
+        return cls([ids.cast(pl.String).rechunk().to_arrow()])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self.pieces else 0
+
+    def take(self, rows: Rows) -> pa.Array:
+        """Return the ids in these rows."""
+        if len(self.pieces) == 1:
+            return self.pieces[0].take(pa.array(rows))
+        of_piece = np.searchsorted(self._ends, rows, side="right")
+        parts, places = [pa.array([], pa.large_string())], [np.zeros(0, dtype=np.int64)]
+        for i, piece in enumerate(self.pieces):
+            mine = np.flatnonzero(of_piece == i)
+            parts.append(piece.take(pa.array(rows[mine] - (self._ends[i] - len(piece)))))
+            places.append(mine)
+        back = np.empty(len(rows), dtype=np.int64)
+        back[np.concatenate(places)] = np.arange(len(rows))
+        return pa.concat_arrays(parts).take(pa.array(back))
+
+    def series(self, first: int = 0) -> pl.Series:
+        """Return all ids from row `first` on."""
+        rows = pa.chunked_array(self.pieces, pa.large_string()).slice(first)
+        series = pl.from_arrow(rows)
+        assert isinstance(series, pl.Series), "a column becomes a series"
+        return series
+
+
 class SeedKeys:
     """The ids of N seeds: `ids` in the order of their rows, `row` int32 [N] the row at each place.
 
     Rows that came later may have an index of their own, so that the large one need not be made again for a few.
     """
 
-    def __init__(self, ids: pl.Series, row: Rows, indexes: Sequence[HashIndex] = ()) -> None:
+    def __init__(self, ids: IdColumn, row: Rows, indexes: Sequence[HashIndex] = ()) -> None:
         self.ids = ids
         self.row = row
         self._indexes = list(indexes)
@@ -47,12 +86,12 @@ class SeedKeys:
     def indexes(self) -> list[HashIndex]:
         """The indexes by hash, one over all ids if none was given; made when they are first needed."""
         if not self._indexes:
-            self._indexes = [build_index(self.ids)]
+            self._indexes = [build_index(self.ids.series())]
         return self._indexes
 
     def at(self, places: NDArray[np.int64]) -> pl.Series:
         """Return the ids at these places."""
-        return self.ids.gather(self.row[places]).alias("seed_id")
+        return pl.Series("seed_id", self.ids.take(self.row[places]), dtype=pl.String)
 
     def find(self, seed_ids: pl.Series) -> NDArray[np.int64]:
         """Return the places of these ids, int64 [M]; -1 for one that is not here."""
@@ -76,7 +115,8 @@ class SeedKeys:
         slot = np.minimum(np.searchsorted(index.hashes, hashes[query]), len(index.rows) - 1)
         hit = index.hashes[slot] == hashes[query]
         query, rows = query[hit], index.rows[slot[hit]]
-        same = (self.ids.gather(rows) == seed_ids.gather(query)).to_numpy()
+        asked = seed_ids.cast(pl.String).rechunk().to_arrow().cast(pa.large_string())
+        same = pc.equal(self.ids.take(rows), asked.take(pa.array(query))).to_numpy(zero_copy_only=False)
         found[query[same]] = rows[same]
         return found
 
@@ -110,14 +150,14 @@ def build_index(ids: pl.Series, first_row: int = 0) -> HashIndex:
     raise DistdataError(f"seeds: id {again[0] if len(again) else ids[0]!r} comes twice; seed ids must be unique.")
 
 
-def join_indexes(indexes: Sequence[HashIndex], ids: pl.Series) -> HashIndex:
+def join_indexes(indexes: Sequence[HashIndex], ids: IdColumn) -> HashIndex:
     """Make one index of several that cover `ids` together; hashed anew if two ids collide or the hashes differ."""
     first, *others = indexes
     for other in others:
         at = np.searchsorted(first.hashes, other.hashes)
         beside = np.minimum(at, max(len(first.hashes) - 1, 0))
         if other.seed != first.seed or (len(first.hashes) and np.any(first.hashes[beside] == other.hashes)):
-            return build_index(ids)
+            return build_index(ids.series())
         slots = Slots.of(at, len(first.hashes))
         hashes, rows = slots.merge(first.hashes, other.hashes), slots.merge(first.rows, other.rows)
         first = HashIndex(seed=first.seed, hashes=hashes, rows=rows)

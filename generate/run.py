@@ -9,11 +9,12 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, get_args
 
 from ..catalogs import store
+from ..catalogs.cases import settle_cases
 from ..catalogs.config import Engine
 from ..catalogs.errors import BusyError, DistdataError, nearest
 from ..catalogs.files import TMP_PREFIX, exclusive_lock
@@ -115,6 +116,8 @@ def generate(
         result = run.go(mode)
         result.wall_s = time.monotonic() - start
         _where_it_stands(project, result)
+        with suppress(BusyError):  # the next plan asks again
+            settle_cases(project, plan.header["teacher_hash"])
         return result
 
 

@@ -99,6 +99,7 @@ def cell_chain(
         pl.Series("boost", weights.boost),
         pl.Series("weight", weights.weight),
         pl.Series("floor", bounds.floor),
+        pl.Series("floor_ruled", bounds.ruled),
         pl.Series("cap", bounds.cap),
         pl.Series("pin", bounds.pin),
         pl.Series("ceiling", bounds.ceiling),

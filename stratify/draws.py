@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from .frame import Bools, Frame, Ints, order_by_prn, running_total, sum_by_cell
+from .frame import Bools, Frame, Ints, cell_runs, order_by_prn, running_total, sum_by_cell
 
 STATES = {"unverified": 0, "kept": 1, "rejected": 2}
 _KEY = 1 << 24
@@ -77,12 +77,17 @@ def find_credits(frame: Frame, bought: pl.DataFrame, k_counted: Ints | None = No
     rejected, kept = state == STATES["rejected"], state == STATES["kept"]
     n_draws = np.diff(first, append=len(position))
     n_rejected, n_kept = (_per_seed(flags, first) for flags in (rejected, kept))
+    per_seed = _spread(n, seeds, n_draws)
+
+    def spread(values: Ints) -> Ints:  # most often all of a seed's draws count, and are without a verdict
+        return per_seed if np.array_equal(values, n_draws) else _spread(n, seeds, values)
+
     return Credits(
-        per_seed=_spread(n, seeds, n_draws),
-        worth=_spread(n, seeds, np.minimum(n_draws - n_rejected, frame.k_seed[seeds])),
-        n_kept=_spread(n, seeds, n_kept),
-        n_rejected=_spread(n, seeds, n_rejected),
-        n_unverified=_spread(n, seeds, n_draws - n_kept - n_rejected),
+        per_seed=per_seed,
+        worth=spread(np.minimum(n_draws - n_rejected, frame.k_seed[seeds])),
+        n_kept=spread(n_kept),
+        n_rejected=spread(n_rejected),
+        n_unverified=spread(n_draws - n_kept - n_rejected),
         certain=certain,
         position=position,
         k=k,
@@ -143,13 +148,18 @@ def take_fresh(frame: Frame, credits: Credits, n_fresh: Ints) -> Taken:
     after all the rest, so that how far the rest is walked does not depend on them. A rejected draw is not repeated:
     the k's taken are the lowest that don't exist, beyond K where rejections left holes.
     """
-    offers: Ints = frame.k_seed - credits.worth
+    fresh = np.zeros(len(frame.prn), dtype=np.int64)
+    for low, high in cell_runs(frame.start):
+        first, last = frame.start[low], frame.start[high]
+        offers: Ints = frame.k_seed[first:last] - credits.worth[first:last]
+        offers[credits.certain[first:last]] = 0
+        taken = _take_first(offers, frame.start[low : high + 1] - first, n_fresh[low:high])
+        some = np.flatnonzero(taken)
+        fresh[first + some] = taken[some]
     others = np.flatnonzero(credits.certain)
-    of_others = offers[others]
-    offers[others] = 0
-    fresh = _take_first(offers, frame.start, n_fresh)
     if len(others):
         n_left = n_fresh - sum_by_cell(frame, fresh)
+        of_others: Ints = frame.k_seed[others] - credits.worth[others]
         fresh[others] = _take_first(of_others, np.searchsorted(others, frame.start), n_left)
     seeds = np.flatnonzero(fresh)
     seeds = seeds[order_by_prn(frame, seeds)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
-from ..catalogs.errors import DistdataError, nearest
+from ..catalogs.tables import usd
+from .patterns import matching
 from .request import FRAME_SPLIT, Plan
 
 MAX_CELLS = 20
@@ -29,43 +29,15 @@ def explain(plan: Plan, pattern: str) -> list[str]:
     Raises:
         DistdataError: a value or scenario type nobody knows, or values that never come together.
     """
-    found = _matching(plan.cells, pattern)
+    found = plan.cells.filter(pl.Series(matching(plan.cells, pattern, "--explain")[0]))
     lines: list[str] = []
     total_weight = float(plan.cells["weight"].to_numpy().sum())
     for row in found.head(MAX_CELLS).iter_rows(named=True):
         lines += [f"{row['cell']} ({row['layer']})", *("  " + line for line in _chain(plan, row, total_weight))]
     if found.height > MAX_CELLS:
-        lines.append(f"... and {found.height - MAX_CELLS} more cells match {pattern!r}; add values or a scenario type.")
+        n = found.height - MAX_CELLS
+        lines.append(f"... and {n} more {'cells match' if n > 1 else 'cell matches'} {pattern!r}; add values or a type.")
     return lines
-
-
-def _matching(cells: pl.DataFrame, pattern: str) -> pl.DataFrame:
-    left, slash, right = pattern.strip().partition("/")
-    wanted = Counter(value for part in left.split(",") if (value := part.strip()))
-    scenario = right.strip()
-    scenarios = set(cells["scenario"].to_list())
-    values = {value for name in cells["slice"].unique().to_list() for value in name.split(",")}
-    if not slash and len(wanted) == 1 and left.strip() in scenarios - values:
-        wanted, scenario = Counter(), left.strip()
-    for value in wanted:
-        if value not in values:
-            raise DistdataError(
-                f"--explain {pattern}: no axis value {value!r}.{nearest(value, sorted(values | scenarios))}"
-            )
-    if scenario and scenario not in scenarios:
-        raise DistdataError(
-            f"--explain {pattern}: no scenario type {scenario!r}.{nearest(scenario, sorted(scenarios))}"
-        )
-    fits = [
-        wanted <= Counter(slice_name.split(",")) and scenario in ("", name)
-        for slice_name, name in cells.select("slice", "scenario").iter_rows()
-    ]
-    found = cells.filter(pl.Series(fits, dtype=pl.Boolean))
-    if found.height == 0:
-        raise DistdataError(
-            f"--explain {pattern}: no cell has all of these values together; slices hold one value per axis."
-        )
-    return found
 
 
 def _chain(plan: Plan, row: Mapping[str, Any], total_weight: float) -> list[str]:
@@ -75,8 +47,7 @@ def _chain(plan: Plan, row: Mapping[str, Any], total_weight: float) -> list[str]
         *_weight_lines(plan, row, total_weight),
         *_bound_lines(plan, row),
         _target_line(plan, row, total_weight),
-        *_worth_lines(row),
-        _purchase_line(row),
+        *_purchase_lines(row),
         *_gate_lines(plan, row),
         *_price_lines(plan, row),
     ]
@@ -126,7 +97,7 @@ def _bound_lines(plan: Plan, row: Mapping[str, Any]) -> list[str]:
     if row["rule"]:
         lines.append(f"rules: {row['rule']}")
     if row["k_source"]:
-        lines.append(f"K: {row['k_source']}")
+        lines.append(f"K {row['k_source']}")
     layers = plan.request.layers
     if layers is not None and plan.request.purpose == "train" and not plan.request.top_up:
         part = int(plan.cells.filter(pl.col("layer") == row["layer"])["target"].sum())
@@ -162,32 +133,31 @@ def _target_line(plan: Plan, row: Mapping[str, Any], total_weight: float) -> str
 def _floor_words(plan: Plan, row: Mapping[str, Any]) -> str:
     purpose = plan.request.purpose
     if purpose == "train":
-        return f"floor {row['floor']:,} (K draws of its first {plan.request.floor_seeds}), "
+        reason = "by the rules" if row["floor_ruled"] else f"K draws of its first {plan.request.floor_seeds}"
+        return f"floor {row['floor']:,} ({reason}), "
     if purpose == "pilot":
         return f"floor {row['floor']:,} (the pilot's part), " if row["floor"] else ""
     return f"floor {row['floor']:,} (its part of the slice's minimum), "
 
 
-def _worth_lines(row: Mapping[str, Any]) -> list[str]:
-    """Tell the yield and what existing draws are worth; nothing where both are trivial."""
+def _purchase_lines(row: Mapping[str, Any]) -> list[str]:
+    """Tell the yield, what existing draws are worth, and the purchase."""
     lines = []
     if row["yield_measured"]:
         lines.append(f"yield {row['yield']:.1%}, measured by its verdicts")
     elif row["yield"] < 1:
         lines.append(f"yield {row['yield']:.1%}, expected: nothing was verified here yet")
+    rejected = f" ({row['n_rejected']:,} more were rejected)" if row["n_rejected"] else ""
+    worth = ""
     if row["n_rejected"] or (row["yield"] < 1 and row["credit"]):
-        rejected = f" ({row['n_rejected']:,} more were rejected)" if row["n_rejected"] else ""
-        lines.append(f"existing draws {row['credit']:,}{rejected} are worth {row['worth']:,.1f} kept samples")
-    return lines
-
-
-def _purchase_line(row: Mapping[str, Any]) -> str:
+        worth = f" are worth {row['worth']:,.1f} kept samples"
     cases = f", {row['n_cases']:,} of them on divergence cases," if row["n_cases"] else ""
-    return (
-        f"existing draws {row['credit']:,}: buy {row['fresh']:,}{cases} for ${row['usd']:,.2f} and "
+    return [
+        *lines,
+        f"existing draws {row['credit']:,}{rejected}{worth}: buy {row['fresh']:,}{cases} for {usd(row['usd'])} and "
         f"{row['gpu_s'] / 3600:,.3g} GPU-hours; the corpus then rests on {row['n_seeds_taken']:,} of "
-        f"{row['n_seeds_frame']:,} seeds"
-    )
+        f"{row['n_seeds_frame']:,} seeds",
+    ]
 
 
 def _gate_lines(plan: Plan, row: Mapping[str, Any]) -> list[str]:
@@ -211,7 +181,7 @@ def _price_lines(plan: Plan, row: Mapping[str, Any]) -> list[str]:
     price = found.row(0, named=True)
     said = f"price of bands 10% tighter in {row['slice']}: "
     if price["n_draws"]:
-        said += f"{price['n_draws']:,} more draws, ${price['usd']:,.2f}, {price['gpu_s'] / 3600:,.3g} GPU-hours"
+        said += f"{price['n_draws']:,} more draws, {usd(price['usd'])}, {price['gpu_s'] / 3600:,.3g} GPU-hours"
     elif not price["n_missing"]:
         said += "nothing, floors and pins hold its cells where they are"
     if price["n_missing"]:

@@ -7,6 +7,7 @@ by u/x (Duffield, Lund and Thorup 2007, priority sampling). Everything here work
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from ..catalogs.frames import Candidates
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-SUMMED_AT_ONCE = 1 << 18
+RUN_SEEDS = 1 << 18
 Number = TypeVar("Number", bound=np.generic)
 
 
@@ -138,20 +139,27 @@ def _inside(at: Ints | None, found: Ints) -> Ints:
     return np.where(at[slot] == found, slot, -1)
 
 
-def sum_by_cell(frame: Frame, values: NDArray[np.integer] | Bools) -> Ints:
-    """Add up a per-seed integer [N] over each cell, exactly; int64 [H].
+def cell_runs(start: Ints) -> Iterator[tuple[int, int]]:
+    """Cut the cells into runs [low, high) of some hundred thousand seeds, or of one cell that has more.
 
-    Some hundred thousand seeds are summed at a time, so that the 64-bit copies stay in the processor's cache.
+    Work on one run at a time stays in the processor's cache, where work on all seeds waits for memory.
     """
-    total = np.zeros(len(frame.start) - 1, dtype=np.int64)
-    filled = np.flatnonzero(frame.start[:-1] < frame.start[1:])  # one without seeds would get its neighbour's
-    begin, end = frame.start[filled], frame.start[filled + 1]
-    low = 0
-    while low < len(filled):
-        high = max(int(np.searchsorted(end, begin[low] + SUMMED_AT_ONCE, side="right")), low + 1)
-        part = values[begin[low] : end[high - 1]].astype(np.int64)
-        total[filled[low:high]] = np.add.reduceat(part, begin[low:high] - begin[low])
+    low, n_cells = 0, len(start) - 1
+    while low < n_cells:
+        high = max(int(np.searchsorted(start, start[low] + RUN_SEEDS, side="right")) - 1, low + 1)
+        yield low, high
         low = high
+
+
+def sum_by_cell(frame: Frame, values: NDArray[np.integer] | Bools) -> Ints:
+    """Add up a per-seed integer [N] over each cell; exact, int64 [H]."""
+    total = np.zeros(len(frame.start) - 1, dtype=np.int64)
+    for low, high in cell_runs(frame.start):
+        begin = frame.start[low:high]
+        filled = begin < frame.start[low + 1 : high + 1]  # one without seeds would get its neighbour's
+        if filled.any():
+            part = values[begin[0] : frame.start[high]].astype(np.int64)
+            total[low:high][filled] = np.add.reduceat(part, begin[filled] - begin[0])
     return total
 
 

@@ -33,7 +33,7 @@ LEVEL = 0.05
 DIFFERING_SHARE = 0.05
 WITHIN_SHARE = 0.10
 _SUMS = ("n_seeds", "n_draws", "n_differ", "ss_within", "ss_between", "df_within", "df_between", "n_coef")
-SOURCES = ("cell", "scenario", "all cells")
+SOURCES = ("of the cell", "of its scenario type", "of all cells")
 
 
 class _Ratio(NamedTuple):
@@ -132,21 +132,29 @@ def with_pilot(
     """Settle K and the open futures of cells from the pilot's draws (see `pilot_spread`).
 
     Returns `cells` in its order with `k` filled where it was null, `decision` true also where the pilot finds a cell
-    open, and new columns k_source (``given``, or ``pilot`` with ``of the cell``, ``of its scenario type`` or ``of all
-    cells``), within, between (variances; NaN without any), n_pilot_seeds and sigma, the standard deviation within a
-    seed of what a gate compares (NaN where unknown or 0): of the value itself, and for categories of the share of any
-    set of them, at most sqrt(within / 2) and 1/2, since 1 - sum p^2 >= 2 p_S (1 - p_S) for every set S.
+    open, and new columns:
+
+    - k_source: the K and where it is from, for people. within, between: variances, NaN without any. n_pilot_seeds.
+    - sigma: standard deviation within a seed of what a gate compares (NaN where unknown or 0): of the value itself, and
+      for categories of the share of any set of them, at most sqrt(within / 2) and 1/2, since 1 - sum p^2 >=
+      2 p_S (1 - p_S) for every set S.
+    - within_others, between_others: both variances on the scale of sigma^2, from the pilot of *other* cells only (NaN
+      where these have too few seeds). What decides how many seeds a cell gets must not come from its own draws, or
+      these stop counting as drawn blindly (docs/design/0002-planning.md).
+
     A cell with fewer than 10 pilot seeds borrows from its scenario type, and one whose type has too few from all. A
     cell in `fixed` [H] keeps its `decision`. `seed_cost` is the price of a new seed in draws.
 
     Raises:
-        DistdataError: no seed has two draws, and some cell needs to know its K.
+        DistdataError: fewer than 10 seeds have two draws, and some cell needs to know its K.
     """
     spread = pilot_spread(draws)
-    if spread["n_seeds"].sum() == 0 and cells["k"].null_count():
+    n_all = int(spread["n_seeds"].sum())
+    if n_all < MIN_SEEDS and cells["k"].null_count():
+        have = f"only {n_all:,} seed{'s have' if n_all > 1 else ' has'}" if n_all else "no seed has"
         raise DistdataError(
-            'plan: k = "auto" needs a pilot, and no seed has two draws yet. Buy one first: distdata plan --purpose '
-            "pilot; distdata generate. Or set [plan] k to a number."
+            f'plan: k = "auto" needs a pilot of at least {MIN_SEEDS} seeds, and {have} two draws yet. Buy one first: '
+            "distdata plan --purpose pilot; distdata generate. Or set [plan] k to a number."
         )
     sums, source = _pooled(cells, spread)
     ratio = _ratio(sums)
@@ -161,16 +169,30 @@ def with_pilot(
     k = np.where(
         given, cells["k"].cast(pl.Int64).fill_null(0).to_numpy(), best_k(ratio.within, ratio.between, seed_cost, k_max)
     )
-    texts = np.array(["of the cell", "of its scenario type", "of all cells"])[source]
+    others = _ratio(_of_others(cells, spread))
+    scale = 0.5 if categorical else 1.0
     return cells.with_columns(
         k=pl.Series(k, dtype=pl.Int32),
         decision=pl.Series(np.where(keeps, said, said | is_open)),
-        k_source=pl.Series(np.where(given, "given", np.char.add("pilot ", texts)).tolist(), dtype=pl.String),
+        k_source=pl.Series(_k_words(k, given, ratio, sums["n_seeds"], source), dtype=pl.String),
         within=ratio.within,
         between=ratio.between,
         n_pilot_seeds=pl.Series(sums["n_seeds"], dtype=pl.Int64),
-        sigma=np.sqrt(np.where(ratio.within > 0, contrast, np.nan)),
+        sigma=np.sqrt(np.where((ratio.within > 0) & (sums["n_seeds"] >= MIN_SEEDS), contrast, np.nan)),
+        within_others=scale * others.within,
+        between_others=scale * np.maximum(others.between, 0),
     )  # fmt: skip
+
+
+def _k_words(k: Ints, given: Bools, ratio: _Ratio, n_seeds: Floats, source: Ints) -> list[str]:
+    """Say each cell's K and why."""
+    return [
+        f"{k[h]}: given"
+        if given[h]
+        else f"{k[h]}: within {ratio.within[h]:.2g}, between {max(ratio.between[h], 0):.2g}, from {n_seeds[h]:,.0f} "
+        f"pilot seeds {SOURCES[source[h]]}"
+        for h in range(len(k))
+    ]
 
 
 def best_k(within: Floats, between: Floats, seed_cost: float, k_max: int) -> Ints:
@@ -200,6 +222,23 @@ def _pooled(cells: pl.DataFrame, spread: pl.DataFrame) -> tuple[dict[str, Floats
         for name in _SUMS
     }
     return sums, source
+
+
+def _of_others(cells: pl.DataFrame, spread: pl.DataFrame) -> dict[str, Floats]:
+    """Return each cell's sums over the other cells of its scenario type, or over all others; NaN under 10 seeds."""
+    table = cells.select("cell_id", "scenario").join(spread, on="cell_id", how="left", maintain_order="left")
+    own = table.select(pl.col(_SUMS).fill_null(0).cast(pl.Float64))
+    of_type = table.select(pl.col(_SUMS).fill_null(0).cast(pl.Float64).sum().over("scenario"))
+    type_enough = (of_type["n_seeds"] - own["n_seeds"]).to_numpy() >= MIN_SEEDS
+    all_enough = (own["n_seeds"].sum() - own["n_seeds"]).to_numpy() >= MIN_SEEDS
+    return {
+        name: np.select(
+            [type_enough, all_enough],
+            [(of_type[name] - own[name]).to_numpy(), (own[name].sum() - own[name]).to_numpy()],
+            np.nan,
+        )
+        for name in _SUMS
+    }
 
 
 def _ratio(sums: dict[str, Floats]) -> _Ratio:

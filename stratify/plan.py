@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from ..catalogs.errors import DistdataError, nearest
+from ..catalogs.errors import DistdataError
 from ..catalogs.frames import Candidates, candidates_of
 from .bounds import Bounds, cell_bounds, first_names
 from .cases import choose_cases
@@ -20,12 +20,13 @@ from .draws import find_credits, take_fresh
 from .frame import Floats, Frame, Ints, build_frame, sum_by_cell
 from .inclusion import inclusion
 from .minima import SliceMinima, slice_minima
-from .pilot import pilot_floor
+from .patterns import boost_factors
+from .pilot import MIN_SEEDS, pilot_floor
 from .prices import SCHEMA as PRICES
 from .prices import TIGHTER, slice_prices, tighter_target
 from .request import FRAME_SPLIT, Plan, PlanRequest, Rates
 from .targets import Problem, Targets, set_targets, top_up
-from .weights import WORST_SIGMA, Weights, cell_weights
+from .weights import Weights, cell_weights, draw_spread, refuse_overflow
 from .worth import cell_yields, take_stock
 
 GATED = ("gate", "confirm")
@@ -48,7 +49,8 @@ def make_plan(
     """Decide which draws to buy.
 
     - `cells`: cell_id, cell, slice, scenario, layer, feasible, band, fleet_share, k (null: the request's). Optional:
-      sigma (standard deviation of the gated statistic within a seed; null or NaN: not known), yield_kept and
+      sigma (standard deviation of the gated statistic within a seed; null or NaN: not known), within_others and
+      between_others (variances within and between seeds for ``neyman``; see `pilot.with_pilot`), yield_kept and
       yield_verified (verdicts so far), decision (seeds that don't say are decision points), pin, floor, cap (kept
       samples; null: no rule), rule_boost (1). The rules' columns count in train plans only.
     - `seeds`: candidates of the purpose's split, or a frame seed_id (unique), cell_id, grp, split, prn in [0, 1),
@@ -88,7 +90,7 @@ def make_plan(
     world = World(
         cells=cells, usd=usd, gpu_s=gpu_s, frame=frame, credits=credits, cases=chosen, outside=extra, stock=stock
     )  # fmt: skip
-    weights = _weights(request, cells, usd, gpu_s)
+    weights = _weights(request, cells, usd, gpu_s, offered / np.maximum(frame.n_seeds, 1))
     minima = _minima(request, world, band_factor=1.0)
     if minima is not None and not request.allow_undecidable:
         _refuse_undecidable(request, minima)
@@ -96,7 +98,7 @@ def make_plan(
     bounds = cell_bounds(request, cells, frame, extra + chosen.per_cell, floor)
     problem = Problem(
         request=request, weight=weights.weight, bounds=bounds, stock=stock, usd=usd, gpu_s=gpu_s,
-        n_cases=chosen.per_cell, layer_names=cells["layer"].to_list(), minima=minima,
+        n_cases=chosen.per_cell, layer_names=cells["layer"].to_list(), minima=minima, frame=frame,
     )  # fmt: skip
     targets = top_up(problem, _goals(cells, goals)) if request.top_up else set_targets(problem)
     taken = take_fresh(frame, credits, targets.fresh)
@@ -112,7 +114,13 @@ def make_plan(
         minima=minima_frame(minima, targets.target),
         shortfall=targets.shortfall,
         band_ref=weights.band_ref,
-        notes=tuple(note for note in (*targets.notes, chosen.note, _waiting_note(request, world, targets)) if note),
+        notes=tuple(
+            note
+            for note in (
+                *targets.notes, chosen.note, _waiting_note(request, world, targets), _spread_note(request, cells)
+            )
+            if note
+        ),  # fmt: skip
     )
 
 
@@ -164,11 +172,13 @@ def _frame_of_purpose(
     )
 
 
-def _weights(request: PlanRequest, cells: pl.DataFrame, usd: Floats, gpu_s: Floats) -> Weights:
-    """Compute the weights; a price of 0 somewhere makes ``neyman`` go by the other price, or by none."""
+def _weights(request: PlanRequest, cells: pl.DataFrame, usd: Floats, gpu_s: Floats, k: Floats) -> Weights:
+    """Compute the weights; a price of 0 somewhere makes ``neyman`` go by the other price, or by none.
+
+    `k` [H] is the mean K of each cell's seeds.
+    """
     feasible = cells["feasible"].to_numpy()
     cost = next((c for c in (usd, gpu_s) if np.all(c[feasible] > 0)), np.ones(cells.height))
-    sigma = _sigma(cells)
     weights = cell_weights(
         request.policy,
         feasible=feasible,
@@ -177,33 +187,36 @@ def _weights(request: PlanRequest, cells: pl.DataFrame, usd: Floats, gpu_s: Floa
         boost=_boosts(request, cells),
         gamma=request.gamma,
         fleet_blend=request.fleet_blend,
-        sigma=np.where(np.isfinite(sigma), sigma, WORST_SIGMA),
+        sigma=draw_spread(_optional(cells, "within_others"), _optional(cells, "between_others"), k),
         cost=np.where(feasible, cost, 1.0),
     )
+    refuse_overflow(weights, cells["cell"], cells["band"].cast(pl.Float64).to_numpy(), request.gamma)
     if not weights.weight.sum() > 0:
         raise DistdataError(f"plan: policy {request.policy!r} gives every cell weight 0; check the fleet shares.")
     return weights
 
 
-def _sigma(cells: pl.DataFrame) -> Floats:
-    """Return the measured standard deviations, NaN where there is none, [H]."""
-    if "sigma" not in cells.columns:
+def _optional(cells: pl.DataFrame, name: str) -> Floats:
+    """Return an optional column of numbers, NaN where it says nothing, [H]."""
+    if name not in cells.columns:
         return np.full(cells.height, np.nan)
-    sigma: Floats = cells["sigma"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    return sigma
+    values: Floats = cells[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return values
+
+
+def _spread_note(request: PlanRequest, cells: pl.DataFrame) -> str:
+    """Tell that ``neyman`` knows no spreads, which makes it the fleet's plan."""
+    if request.policy != "neyman" or np.isfinite(_optional(cells, "within_others")).any():
+        return ""
+    return (
+        f"Policy neyman knows no spreads: no pilot has {MIN_SEEDS} seeds with two draws in other cells. Every cell "
+        "counts as spreading alike, as under policy fleet (but for prices). Buy a pilot: distdata plan --purpose pilot"
+    )
 
 
 def _boosts(request: PlanRequest, cells: pl.DataFrame) -> Floats:
-    """Multiply the rules' factor with the request's, a cell's own before its slice's, [H]."""
-    boost = np.ones(cells.height)
-    for column in ("slice", "cell"):  # the cell last, so that its own factor wins
-        names = cells[column].to_numpy()
-        for name, factor in request.boosts.items():
-            boost[names == name] = factor
-    known = {*cells["slice"].to_list(), *cells["cell"].to_list()} if request.boosts else set()
-    for name in request.boosts:
-        if name not in known:
-            raise DistdataError(f"plan: boost for {name!r}, which is no cell or slice.{nearest(name, sorted(known))}")
+    """Multiply the rules' factor with the request's, [H]."""
+    boost = boost_factors(cells, request.boosts)
     if "rule_boost" in cells.columns and request.purpose == "train":
         boost = boost * cells["rule_boost"].cast(pl.Float64).fill_null(1.0).to_numpy()
     return boost
@@ -218,7 +231,7 @@ def _minima(request: PlanRequest, world: World, *, band_factor: float) -> SliceM
         feasible=world.feasible,
         band=world.cells["band"].cast(pl.Float64).to_numpy() * band_factor,
         fleet_share=world.cells["fleet_share"].cast(pl.Float64).to_numpy(),
-        sigma=_sigma(world.cells),
+        sigma=_optional(world.cells, "sigma"),
         aims=request.aims,
     )
 
@@ -295,7 +308,9 @@ def _prices(
         missing = np.zeros_like(targets.target)
         missing[np.flatnonzero(sharper.slice_of >= 0)[at_first]] = lacking
         by_minima = sharper.lower, missing
-    tighter, missing = tighter_target(request, weights.weight, bounds, targets.target, by_minima)
+    tighter, missing = tighter_target(
+        request, weights.weight, bounds, targets.target, by_minima, layer_names=world.cells["layer"].to_numpy()
+    )
     return slice_prices(
         slices=world.cells["slice"].to_numpy(),
         feasible=world.feasible,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import polars as pl
 
@@ -45,7 +45,7 @@ class PlanRequest:
     - `floor_seeds`: seeds that every feasible cell gets in full, in train plans.
     - `expected_yield`: share of draws that will be kept, in (0, 1]; target / yield draws are bought.
     - `held_out`, `min_groups`: the splits in use, and the groups of each that every slice must have.
-    - `boosts`: factors above 0 by cell or slice name; a cell's own wins over its slice's.
+    - `boosts`: factors above 0 by pattern (see `patterns.matching`); the one with the most values wins.
     - `layers`: share of the samples by layer, summing to 1; train plans hold them to the sample.
     - `case_share`: the most of a budget that open divergence cases may take, in [0, 1].
     - `aims`: what the gates must be able to tell, for gate and confirm plans.
@@ -133,7 +133,7 @@ class Plan:
 
     - `cells`: one row per cell of the catalog, by cell_id: cell_id, cell, slice, scenario, layer, feasible,
       fleet_share, band, base, tightness, boost (rules' and the request's), weight (the product; only ratios matter),
-      floor, cap and pin (kept samples; -1: no such rule), ceiling, credit (existing samples that count), n_rejected,
+      floor (floor_ruled: a rule's), cap and pin (kept samples; -1: no such rule), ceiling, credit (existing samples that count), n_rejected,
       yield, yield_measured, worth (kept samples that what exists leads to expect), target (kept samples aimed at),
       fresh (draws to buy), n_cases (those of them that answer divergence cases), n_seeds_frame, n_seeds_taken, usd,
       gpu_s (both of `fresh`), mark (empty, or why the cell is undecidable), unfillable (empty, or why no top-up will
@@ -197,6 +197,19 @@ class Plan:
     def n_marked(self) -> int:
         """Cells marked as undecidable."""
         return int((self.cells["mark"] != "").sum())
+
+
+def restored_request(said: Mapping[str, Any]) -> PlanRequest:
+    """Build a request again from `dataclasses.asdict` of it as JSON keeps it."""
+    budget = said["budget"]
+    return PlanRequest(
+        **{
+            **said,
+            "budget": None if budget is None else Budget(**budget),
+            "aims": GateAims(**said["aims"]),
+            "held_out": tuple(said["held_out"]),
+        }
+    )
 
 
 def plan_id(plan: Plan, context: str) -> str:

@@ -20,8 +20,9 @@ from distdata.catalogs.manifests import read_manifest
 from distdata.catalogs.plans import SavedPlan, find_plan, load_plan
 from distdata.catalogs.project import Project
 from distdata.catalogs.register import catch_up
-from distdata.cycle import import_seed_file, init_project, plan_purchase, save_purchase
+from distdata.cycle import plan_purchase, save_purchase
 from distdata.generate.run import RunResult, generate
+from distdata.projects import import_seed_file, init_project
 
 GENERATE_TESTS = Path(__file__).parent / "generate"
 PRICE = 0.25

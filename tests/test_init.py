@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from distdata import cycle
+from distdata import projects
 from distdata.catalogs import store
 from distdata.catalogs.errors import DistdataError
 from distdata.catalogs.files import exclusive_lock
 from distdata.catalogs.project import Project
-from distdata.cycle import init_project
 from distdata.generate.presets import Preset
+from distdata.projects import init_project
 
 GOOD = """
 [project]
@@ -81,7 +81,7 @@ def test_a_generator_that_fails_leaves_nothing(
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "init_seeds.py").write_text(SEEDS)
     (tmp_path / "mine.txt").write_text("keep")
-    monkeypatch.setattr(cycle, "load_preset", lambda name: Preset(GOOD, f"init_seeds:{name}", 5))
+    monkeypatch.setattr(projects, "load_preset", lambda name: Preset(GOOD, f"init_seeds:{name}", 5))
     with pytest.raises(error):
         init_project(tmp_path, generator)
     assert _names(tmp_path) == ["init_seeds.py", "mine.txt"]
@@ -100,9 +100,10 @@ def _seeds(root: Path) -> list[tuple[object, ...]]:
 def test_a_killed_init_can_be_run_again(tmp_path: Path, point: str) -> None:
     """After a kill at any point the folder is no project yet, and the same command makes the very same one."""
     code = (
-        "import os, sys; from pathlib import Path; from distdata.catalogs import effects; from distdata import cycle\n"
+        "import os, sys; from pathlib import Path\n"
+        "from distdata.catalogs import effects; from distdata import projects\n"
         "effects.observe(lambda name: os._exit(9) if name == sys.argv[2] else None)\n"
-        "cycle.init_project(Path(sys.argv[1]), 'driving', 50)"
+        "projects.init_project(Path(sys.argv[1]), 'driving', 50)"
     )
     killed = tmp_path / "killed"
     assert subprocess.run([sys.executable, "-c", code, str(killed), point], check=False).returncode == 9

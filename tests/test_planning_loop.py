@@ -12,10 +12,19 @@ import pytest
 from distdata.catalogs import store
 from distdata.catalogs.cases import read_cases
 from distdata.catalogs.errors import DistdataError
+from distdata.catalogs.gather import catalog_facts
 from distdata.catalogs.hashing import unit_interval
 from distdata.catalogs.project import Project
 from distdata.catalogs.register import rebuild
-from distdata.cycle import compare_plans, estimate_fleet, plan_purchase, programme_costs, save_purchase
+from distdata.cycle import (
+    compare_plans,
+    estimate_fleet,
+    explain_in_force,
+    last_budget,
+    plan_purchase,
+    programme_costs,
+    save_purchase,
+)
 from distdata.generate.ingest.divergence import ingest_divergence
 from distdata.generate.ingest.rejects import ingest_rejects
 
@@ -52,6 +61,7 @@ def test_a_top_up_fills_what_verifiers_emptied(tiny: Any, tmp_path: Path) -> Non
         if not _buy(tiny, project, budget=None, top_up=True).plan.n_fresh:
             break
     kept = dict(_ask(project, "SELECT cell, kept FROM coverage"))
+    assert all(kept[cell] <= target + 2 for cell, target in targets.items())  # one seed's K above it at most
     assert targets == dict(_ask(project, "SELECT cell, target FROM coverage"))
     assert all(kept[cell] >= target for cell, target in targets.items())
     made = _ask(project, "SELECT seed_id, k, count(*) FROM samples GROUP BY ALL HAVING count(*) > 1")
@@ -102,19 +112,28 @@ def test_estimates_are_the_same_after_a_rebuild(tiny: Any, tmp_path: Path) -> No
 
 
 def test_rounds_are_kept_with_their_conditional_probability(tiny: Any, tmp_path: Path) -> None:
-    """A second plan records, per cell, the seeds before it and the chance of those it added among the ones left."""
-    project = tiny.build(tmp_path / "p", n_draws=40, plan=False, unit_draws=8)
+    """A round records the walk's seeds before it and the chance of those it added; a case's seed is none of them."""
+    project = tiny.build(tmp_path / "p", n_draws=36, plan=False, unit_draws=8)
+    # 40 seeds, ten a cell; every third of all is a decision point with two draws
     _buy(tiny, project, budget="12samples")
-    _buy(tiny, project, budget="24samples")
+    queue = tmp_path / "cases.jsonl"
+    case = {"case_id": "c1", "kind": "student_diverged", "weather": "clear", "scenario": "cross", "params": {"v": 1}}
+    queue.write_text(json.dumps({**case, "decision_point": False}) + "\n")
+    ingest_divergence(project, queue)
+    _buy(tiny, project, budget="28samples")
     rows = _ask(
-        project, "SELECT plan_no, n_frame, n_before, n_taken, pi_round FROM plan_cells ORDER BY plan_no, cell_id"
+        project,
+        """SELECT plan_no, n_before, n_frame, pi_round, (SELECT count(DISTINCT seed_id) FROM samples s JOIN seeds
+            USING (seed_id) WHERE s.cell_id = c.cell_id AND origin = 'frame' AND s.plan_no <= c.plan_no) AS n_now
+        FROM plan_cells c ORDER BY plan_no, cell_id""",
     )
-    first = [r for r in rows if r[0] == rows[0][0]]
-    second = [r for r in rows if r[0] != rows[0][0]]
-    assert all(r[2] == 0 and r[4] == pytest.approx(r[3] / r[1]) for r in first)
-    assert [r[2] for r in second] == [r[3] for r in first]
-    assert all(r[4] == pytest.approx((r[3] - r[2]) / (r[1] - r[2])) for r in second)
-    assert any(r[4] > 0 for r in second)
+    assert [r[2] for r in rows] == [10] * 8
+    first, second = rows[:4], rows[4:]
+    assert all(r[1] == 0 and r[3] == pytest.approx(r[4] / 10) for r in first)
+    for earlier, later in zip(first, second, strict=True):
+        assert later[1] == earlier[4]
+        assert later[3] == pytest.approx((later[4] - earlier[4]) / (10 - earlier[4]))
+    assert any(r[3] > 0 for r in second)
 
 
 def test_a_case_is_bought_once_and_weighs_nothing(tiny: Any, tmp_path: Path) -> None:
@@ -166,3 +185,44 @@ def test_measured_costs_replace_given_ones(tiny: Any, tmp_path: Path) -> None:
     _buy(tiny, project, budget="20samples")
     row = programme_costs(project).row("draw_usd")
     assert (row.value, row.source) == (tiny.PRICE, "measured")
+
+
+def test_the_plan_in_force_is_what_is_explained(tiny: Any, tmp_path: Path) -> None:
+    """--explain without options tells the saved plan's own numbers, policy included, also after a top-up."""
+    project = tiny.build(tmp_path / "p", n_draws=30, plan=False, unit_draws=8)
+    with pytest.raises(DistdataError, match="no train plan is in force"):
+        explain_in_force(project, "train", "cross")
+    saved = _buy(tiny, project, budget="20samples", policy="fleet")
+    said = explain_in_force(project, "train", "clear/cross")
+    assert "its fleet share" in said[1]
+    target = saved.plan.cells.filter(cell="clear/cross")["target"][0]
+    assert any(f"target {target} kept samples" in line for line in said)
+    _verify(project, tmp_path / "bad.jsonl", 0.4)
+    _buy(tiny, project, budget=None, top_up=True)
+    assert any(f"target {target} kept samples" in line for line in explain_in_force(project, "train", "clear/cross"))
+    assert last_budget(project, "train") == "20samples"
+
+
+def test_a_top_up_of_a_boosted_plan_is_made_after_looking_too(tiny: Any, tmp_path: Path) -> None:
+    """What fills the targets of a boosted plan counts no more in estimates than that plan's own draws."""
+    project = tiny.build(tmp_path / "p", n_draws=60, plan=False, unit_draws=8)
+    _buy(tiny, project, budget="12samples")
+    counted = "SELECT sum(k_counted) FROM corpus"
+    before = _ask(project, counted)
+    cell = _ask(project, "SELECT min(cell) FROM cells")[0][0]
+    _buy(tiny, project, budget="24samples", boosts={cell: 8.0})
+    _verify(project, tmp_path / "bad.jsonl", 0.3)
+    topped = _buy(tiny, project, budget=None, top_up=True)
+    assert topped.plan.n_fresh > 0
+    assert topped.header["adaptive"]
+    assert _ask(project, counted)[0][0] <= before[0][0] + 12  # only holes of the walk's own seeds are filled
+
+
+def test_status_speaks_of_verdicts(tiny: Any, tmp_path: Path) -> None:
+    """Rejected samples are counted apart, and the next step is to replace them."""
+    project = tiny.build(tmp_path / "p", n_draws=30, plan=False, unit_draws=8)
+    _buy(tiny, project, budget="20samples")
+    n_bad = _verify(project, tmp_path / "bad.jsonl", 0.4)
+    facts = catalog_facts(project)
+    assert facts["samples"] == f"20 ({n_bad} rejected by verifiers)"
+    assert facts["next"] == "distdata plan --top-up"

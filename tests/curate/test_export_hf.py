@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from distdata import cycle
+from distdata import cycle, projects
 from distdata.catalogs import effects, store
 from distdata.catalogs.codec import decode_member
 from distdata.catalogs.errors import DistdataError
@@ -126,7 +126,7 @@ def make_project(root, kinds=("rollout", "text")):
         (root / "distdata.toml").write_text(CONFIG.format(kind=kind))
         project = Project.open(root)
         if kind == kinds[0]:
-            cycle.import_seed_file(project, root / "seeds.jsonl")
+            projects.import_seed_file(project, root / "seeds.jsonl")
         cycle.save_purchase(project, cycle.plan_purchase(project, budget="24samples"))
         generate(project, Silent(), engine="inprocess")
     return project

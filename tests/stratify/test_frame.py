@@ -106,7 +106,7 @@ def test_sums_over_cells() -> None:
 @pytest.mark.parametrize("at_once", [1, 2, 3, 4, 100])
 def test_sums_in_parts(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """However many seeds are summed at once, also fewer than a cell has, sums are those of the cells."""
-    monkeypatch.setattr(frame_module, "SUMMED_AT_ONCE", at_once)
+    monkeypatch.setattr(frame_module, "RUN_SEEDS", at_once)
     values = np.array([100, 100, 56, 3, 4, 5], dtype=np.uint8)  # 256 would be 0 in eight bits
     assert sum_by_cell(_frame(SEEDS), values).tolist() == [256, 3, 9]
     assert sum_by_cell(_frame(SEEDS), values > 4).tolist() == [3, 0, 1]

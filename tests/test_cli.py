@@ -7,8 +7,9 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 
@@ -317,3 +318,37 @@ def test_the_process_leaves_with_the_commands_code_and_all_its_output(words: lis
     assert done.stdout.startswith("x" * 300_000 + "\n")
     assert "Traceback" not in done.stderr
     assert bool(done.stderr) == (code != 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--cost", "--budget", "9samples"], "--cost takes no --budget"),
+        (["--compare", "fleet,gate", "--boost", "a=2"], "--compare takes no --boost"),
+        (["--top-up", "--policy", "fleet"], "--top-up takes no --policy"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option that would do nothing beside another is wrong usage: exit code 2, with both named."""
+    monkeypatch.setattr(sys, "argv", ["distdata", "plan", *args, "--project", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_no_help_text_is_eaten_as_markup() -> None:
+    """Brackets in help texts are markup to the help screen and would vanish: there are none."""
+    import typer
+
+    from distdata.cli import app
+
+    def texts(command: Any) -> Iterator[str]:
+        for child in getattr(command, "commands", {}).values():
+            yield from texts(child)
+        yield from (getattr(p, "help", None) or "" for p in command.params)
+
+    found = [text for text in texts(typer.main.get_command(app)) if "[" in text]
+    assert found == []

@@ -93,7 +93,7 @@ def mark_planned(project: Project, case_ids: Sequence[str], plan_id: str) -> Non
     _append(project, [{"case_id": c, "state": "planned", "plan_id": plan_id} for c in fresh], f"plan {plan_id}")
 
 
-def close_cases(project: Project, case_ids: Sequence[str], reason: str) -> int:
+def close_cases(project: Project, case_ids: Sequence[str], reason: str, *, dry_run: bool = False) -> int:
     """Close open or planned cases for good; return how many were. What a teacher got wrong stays blocked and dropped.
 
     Raises DistdataError for an unknown case; one that is closed or consumed already is left as it is.
@@ -105,7 +105,7 @@ def close_cases(project: Project, case_ids: Sequence[str], reason: str) -> int:
         for c in dict.fromkeys(case_ids)
         if known[c]["state"] in ("open", "planned")
     ]
-    _append(project, rows, f"closed: {reason}")
+    _append(project, [] if dry_run else rows, f"closed: {reason}")
     return len(rows)
 
 

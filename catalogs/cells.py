@@ -118,14 +118,20 @@ def cover_factors(config: Config, root: Path) -> Factors:
 
 def codes_of_names(config: Config, names: Iterable[str]) -> NDArray[np.int64]:
     """Return cells by name as indices of values, int64 [n, n_axes + 1], without those that name a value no more."""
+    codes = cell_codes(config, names)
+    return codes[(codes >= 0).all(axis=1)]
+
+
+def cell_codes(config: Config, names: Iterable[str]) -> NDArray[np.int64]:
+    """Return cells by name as indices of values, int64 [n, n_axes + 1]; all -1 for one with a value that is no more."""
     index = [{v: i for i, v in enumerate(a.values)} for a in config.axes.values()]
     index.append({v: i for i, v in enumerate(config.scenarios)})
     rows = []
     for name in names:
         slice_, _, scenario = name.rpartition("/")
         values = [*slice_.split(","), scenario]
-        if len(values) == len(index) and all(v in known for v, known in zip(values, index, strict=True)):
-            rows.append([known[v] for v, known in zip(values, index, strict=True)])
+        known = len(values) == len(index) and all(v in here for v, here in zip(values, index, strict=True))
+        rows.append([here[v] for v, here in zip(values, index, strict=True)] if known else [-1] * len(index))
     return np.array(rows, np.int64).reshape(len(rows), len(index))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from .comparison import DECIDABLE, EFFECTIVE, Comparison, figure_rows, share_text
+from .comparison import EFFECTIVE, GATE_WORTH, Comparison, figure_rows, share_text
 from .cost_table import painted
 from .tables import count
 
@@ -40,7 +40,7 @@ def compare_table(comparison: Comparison, width: int, color: bool, *, max_cells:
         if n_between and i == len(cells) // 2:
             lines.append((f"… {count(n_between)} cells between", "dim"))
         lines.append((_line(row, n_name, widths), ""))
-    for note in ([DECIDABLE] if c.n_decidable_of else []) + [EFFECTIVE]:
+    for note in ([GATE_WORTH] if c.n_gate_worth_of else []) + [EFFECTIVE]:
         lines += [("", ""), *((line, "dim") for line in textwrap.wrap(note, max(20, width)))]
     return painted(lines, color)
 

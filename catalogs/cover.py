@@ -35,7 +35,7 @@ def cover_rows(factors: Factors, strength: int, max_rows: int) -> NDArray[np.int
     """
     strength = min(strength, len(factors.names))
     possible = possible_combinations(factors, strength)
-    weights = np.rint(fleet_shares(factors, possible) * _UNIT).astype(np.int64) + possible
+    weights = combination_weights(factors, possible)
     # one more entry (0) per axis, for a value not chosen yet
     weights = np.pad(weights, [(0, 1)] * strength)
     n_candidates, n_attempts = _effort(factors, strength, max_rows)
@@ -54,6 +54,11 @@ def cover_rows(factors: Factors, strength: int, max_rows: int) -> NDArray[np.int
             break
     assert best is not None, "there is at least one attempt"
     return best
+
+
+def combination_weights(factors: Factors, possible: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return `fleet_shares` as whole numbers, at least 1 for each possible combination; sums of them are exact."""
+    return np.rint(fleet_shares(factors, possible) * _UNIT).astype(np.int64) + possible
 
 
 def fleet_shares(factors: Factors, possible: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -67,15 +67,16 @@ def changed_cells(project: Project) -> tuple[pl.DataFrame, dict[str, Any]] | Non
     Raises DistdataError as `define_cells` does.
     """
     last = [e for e in list_events(project.events_dir) if e.kind == "cells"]
-    counts: dict[str, int] = {}
-    known: dict[str, int] = {}
+    by_seeds = project.config.fleet.source == "seeds"  # only then do the cells depend on how many seeds each has
     if last:
+        _, meta = read_table(last[-1])
+        counts = _seed_counts(project) if by_seeds else {}
+        if meta["fingerprint"] == _fingerprint(project, counts):
+            return None
         with store.read(project.catalog_path) as con:
             known = dict(con.execute("SELECT cell, cell_id FROM cells").fetchall())
-            sql = "SELECT cell, count(*) FROM seeds JOIN cells USING (cell_id) GROUP BY ALL"
-            counts = dict(con.execute(sql).fetchall())
-            n_seeds = sum(counts.values())
-        _, meta = read_table(last[-1])
+        counts = counts or _seed_counts(project)
+        n_seeds = sum(counts.values())
         axes_then = [name for name, _ in meta["axes"]]
         if n_seeds and axes_then != list(project.config.axes):
             raise DistdataError(
@@ -84,19 +85,24 @@ def changed_cells(project: Project) -> tuple[pl.DataFrame, dict[str, Any]] | Non
                 "import them again."
             )
     else:
-        meta = {}
-    fingerprint = _fingerprint(project, counts)
-    if last and meta["fingerprint"] == fingerprint:
-        return None
+        known, counts = {}, {}
     cells = build_cells(project.config, known, counts, project.root)
-    orphans = {c: n for c, n in counts.items() if c not in set(cells["cell"])}
+    still_there = set(cells["cell"])
+    orphans = {c: n for c, n in counts.items() if c not in still_there}
     if orphans:
         cell, n = next(iter(orphans.items()))
         raise DistdataError(
             f"distdata.toml: {len(orphans)} cell(s) with seeds would vanish ({cell}: {n} seeds, ...). Keep the value "
             "or scenario type, and declare its cells [[infeasible]] if nothing shall be bought there."
         )
-    return cells, _meta(project, fingerprint)
+    return cells, _meta(project, _fingerprint(project, counts))
+
+
+def _seed_counts(project: Project) -> dict[str, int]:
+    with store.read(project.catalog_path) as con:
+        return dict(
+            con.execute("SELECT cell, count(*) FROM seeds JOIN cells USING (cell_id) GROUP BY ALL").fetchall()
+        )  # fmt: skip
 
 
 def _meta(project: Project, fingerprint: str) -> dict[str, Any]:
@@ -109,6 +115,12 @@ def _with_new_combinations(project: Project, cells: pl.DataFrame, raw: pl.DataFr
     if project.config.cover is None or not {*project.config.axes, "scenario"} <= set(raw.columns):
         return cells
     return extend_cells(project.config, cells, raw, project.root)
+
+
+def _names(raw: pl.DataFrame) -> pl.DataFrame:
+    """Return the ids and groups that seeds bring, as far as they have any: what may be in the catalog already."""
+    text = {c: pl.col(c).cast(pl.String) if c in raw.columns else pl.lit(None, pl.String) for c in ("seed_id", "group")}
+    return raw.select(seed_id=text["seed_id"], grp=pl.coalesce(text["group"], text["seed_id"]))
 
 
 def _append_cells(project: Project, cells: pl.DataFrame) -> None:
@@ -146,13 +158,14 @@ def import_seeds(project: Project, raw: pl.DataFrame, source: str, sha256: str, 
         define_cells(project)
         with store.read(project.catalog_path) as con:
             cells = con.sql("SELECT * FROM cells").pl()
-            existing = con.sql("SELECT seed_id FROM seeds").pl()["seed_id"]
-            used = con.sql("SELECT DISTINCT grp, split FROM seeds").pl()
+            con.register("incoming", _names(raw).to_arrow())
+            existing = con.sql("SELECT s.seed_id FROM seeds s SEMI JOIN incoming i ON i.seed_id = s.seed_id").pl()
+            used = con.sql("SELECT DISTINCT s.grp, split FROM seeds s SEMI JOIN incoming i ON i.grp = s.grp").pl()
             same = store.first(con.execute("SELECT n_seeds FROM imports WHERE sha256 = ?", [sha256]))
         if same:
             return ImportResult(source=source, n_seeds=same[0], per_split={}, known=True)
         wider = _with_new_combinations(project, cells, raw)
-        seeds = check_seeds(raw, wider, list(project.config.axes), existing, source)
+        seeds = check_seeds(raw, wider, list(project.config.axes), existing["seed_id"], source)
         if wider is not cells:
             _append_cells(project, wider)
         splits = assign(seeds.select("seed_id", "slice", "grp"), used)

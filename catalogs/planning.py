@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -56,11 +56,8 @@ def planning_inputs(
     key = {"teacher": teacher_hash, "split": split}
     with store.read(project.catalog_path) as con:
         cells = con.sql("FROM cells").pl() if cells is None else cells
-        bought = con.sql(
-            f"""SELECT s.seed_id, s.k::INTEGER AS k, p.purpose <> 'byproduct' AS planned, {_STATE} AS state
-            FROM {_SAMPLES}""",
-            params=key,
-        ).pl()
+        there = _there(con)
+        bought = _bought(con, key, there)
         corpus = con.sql(
             "SELECT seed_id, cell_id, k_seed, k_counted FROM corpus WHERE teacher_hash = $teacher AND split = $split",
             params=key,
@@ -68,10 +65,10 @@ def planning_inputs(
         yields = con.sql(
             f"""SELECT cell_id, count(*) FILTER (state = 'kept') AS yield_kept,
                 count(*) FILTER (state <> 'unverified') AS yield_verified
-            FROM (SELECT s.cell_id, {_STATE} AS state FROM {_SAMPLES}) GROUP BY ALL""",
-            params=key,
+            FROM (SELECT s.cell_id, {_STATE} AS state FROM {_SAMPLES} AND $verdicts) GROUP BY ALL""",
+            params={**key, "verdicts": there.verdicts},
         ).pl()
-        outside = con.sql(_outside(project.config.plan.k), params=key).pl()
+        outside = con.sql(_outside(project.config.plan.k), params={**key, "outside": there.outside}).pl()
         goals = _goals(con, purpose, teacher_hash)
         cost = store.first(
             con.execute(
@@ -102,57 +99,99 @@ def planning_inputs(
     )
 
 
+class _There(NamedTuple):
+    """What of the rarer things the catalog holds at all; without them whole joins can be left out."""
+
+    verdicts: bool
+    byproducts: bool
+    outside: bool
+
+
+def _there(con: Any) -> _There:
+    found = store.first(
+        con.execute(
+            """SELECT (SELECT count(*) > 0 FROM drops) OR (SELECT count(*) > 0 FROM verified_units),
+                (SELECT count(*) > 0 FROM plans WHERE purpose = 'byproduct'),
+                (SELECT count(*) > 0 FROM seeds WHERE origin <> 'frame')"""
+        )
+    )
+    return _There(*(found or (True, True, True)))
+
+
+def _bought(con: Any, key: dict[str, str], there: _There) -> pl.DataFrame:
+    """Read the draws that exist: seed_id, k, planned, state."""
+    if there.verdicts or there.byproducts:
+        every: pl.DataFrame = con.sql(
+            f"""SELECT s.seed_id, s.k::INTEGER AS k, p.purpose <> 'byproduct' AS planned, {_STATE} AS state
+            FROM {_SAMPLES}""",
+            params=key,
+        ).pl()
+        return every
+    plain: pl.DataFrame = con.sql(
+        """SELECT s.seed_id, s.k::INTEGER AS k FROM samples s JOIN plans p USING (plan_no)
+        WHERE p.teacher_hash = $teacher AND s.split = $split""",
+        params=key,
+    ).pl()
+    return plain.with_columns(planned=pl.lit(True), state=pl.lit("unverified"))
+
+
 def measured_costs(project: Project, teacher_hash: str) -> dict[str, Any]:
     """Return what the catalog knows of a programme's costs: the fields of `stratify.costs.Measured`, None where not.
 
     Draws that were made here, rejected ones included, and those that open plans are still to make; what was ingested
     cost nothing here.
     """
-    bought = f"teacher_hash = $1 AND {BOUGHT} AND (purpose IN ('gate', 'confirm')) = $2"
-    draws: dict[bool, tuple[int, int, int]] = {}
     with store.read(project.catalog_path) as con:
         price = store.first(
             con.execute(
-                f"SELECT avg(s.gpu_s), avg(s.usd) FROM samples s JOIN plans USING (plan_no) "
-                f"WHERE teacher_hash = $1 AND {BOUGHT}",
+                "SELECT avg(s.gpu_s), avg(s.usd) FROM samples s JOIN plans USING (plan_no) "
+                f"WHERE teacher_hash = ? AND {BOUGHT}",
                 [teacher_hash],
             )
         )
-        for held_out in (False, True):
-            key = [teacher_hash, held_out]
-            made = store.first(
-                con.execute(
-                    f"""SELECT count(*), count(*) FILTER (sample_id IN (SELECT sample_id FROM drops))
-                    FROM samples JOIN plans USING (plan_no) WHERE {bought}""",
-                    key,
-                )
-            )
-            waiting = con.execute(
-                f"""SELECT plan_id, (n_draws - coalesce(sum(n_ok + n_failed), 0))::BIGINT AS n
-                FROM plans LEFT JOIN units USING (plan_no)
-                WHERE {bought} AND superseded_by IS NULL GROUP BY plan_id, n_draws HAVING n > 0 ORDER BY plan_id""",
-                key,
-            ).fetchall()
-            n_made, n_rejected = made or (0, 0)
-            draws[held_out] = (n_made, n_rejected, sum(n for _, n in waiting))
-            if not held_out:
-                made_on = con.sql(f"SELECT DISTINCT seed_id FROM samples JOIN plans USING (plan_no) WHERE {bought}",
-                                  params=key).pl()  # fmt: skip
-                open_ids = [plan_id for plan_id, _ in waiting]
-    promised = [pl.DataFrame(load_plan(project, plan_id).draws.select(["seed_id"])) for plan_id in open_ids]
-    n_seeds = pl.concat([made_on, *promised])["seed_id"].n_unique()
-    (n_made, n_rejected, n_to_make), (n_gate, _, n_gate_to_make) = draws[False], draws[True]
+        seeds, n_rejected, waiting = _draws_bought(con, teacher_hash, held_out=False)
+        gate_seeds, _, gate_waiting = _draws_bought(con, teacher_hash, held_out=True)
+    n_to_make, n_gate_to_make = sum(waiting.values()), sum(gate_waiting.values())
+    n_draws, n_gate = int(seeds["n"].sum()) + n_to_make, int(gate_seeds["n"].sum()) + n_gate_to_make
+    promised = [pl.DataFrame(load_plan(project, plan_id).draws.select(["seed_id"])) for plan_id in waiting]
+    n_seeds = pl.concat([seeds.select("seed_id"), *promised])["seed_id"].n_unique()
     gpu_s, usd = price or (None, None)
     return {
         "gpu_s_per_draw": gpu_s,
         "usd_per_draw": usd,
-        "n_draws": n_made + n_to_make or None,
+        "n_draws": n_draws or None,
         "n_draws_to_make": n_to_make,
         "n_draws_rejected": n_rejected,
-        "n_seeds": n_seeds or None,
-        "n_gate_draws": n_gate + n_gate_to_make or None,
+        "n_seeds": n_seeds if 0 < n_seeds <= n_draws else None,  # an open plan's failed draws may leave seeds without
+        "n_gate_draws": n_gate or None,
         "n_gate_draws_to_make": n_gate_to_make,
     }
+
+
+def _draws_bought(con: Any, teacher_hash: str, *, held_out: bool) -> tuple[pl.DataFrame, int, dict[str, int]]:
+    """Return the draws made [seed_id, n] on training or held-out seeds, how many of them were rejected, and what waits.
+
+    What waits are the draws to make by open plan, for plans that have any.
+    """
+    bought = f"teacher_hash = $1 AND {BOUGHT} AND (purpose IN ('gate', 'confirm')) = $2"
+    key = [teacher_hash, held_out]
+    made: pl.DataFrame = con.sql(
+        f"SELECT seed_id, count(*) AS n FROM samples JOIN plans USING (plan_no) WHERE {bought} GROUP BY ALL", params=key
+    ).pl()
+    rejected = store.first(
+        con.execute(
+            f"""SELECT count(*) FROM samples JOIN plans USING (plan_no)
+            WHERE {bought} AND sample_id IN (SELECT sample_id FROM drops)""",
+            key,
+        )
+    )
+    waiting = con.execute(
+        f"""SELECT plan_id, (n_draws - coalesce(sum(n_ok + n_failed), 0))::BIGINT AS n
+        FROM plans LEFT JOIN units USING (plan_no)
+        WHERE {bought} AND superseded_by IS NULL GROUP BY plan_id, n_draws HAVING n > 0 ORDER BY plan_id""",
+        key,
+    ).fetchall()
+    return made, int(rejected[0]) if rejected else 0, dict(waiting)
 
 
 def pilot_rows(project: Project, teacher_hash: str) -> pl.DataFrame:
@@ -201,7 +240,7 @@ def _outside(k: int | str) -> str:
     return f"""SELECT cell_id, sum(least(n, k_seed))::BIGINT AS n FROM (
             SELECT o.seed_id, o.cell_id, count(*) AS n,
                 CASE WHEN o.decision_point IS FALSE THEN 1 ELSE coalesce(o.k, c.k, {default}) END AS k_seed
-            FROM (SELECT s.seed_id FROM {_SAMPLES} AND d.sample_id IS NULL) x
+            FROM (SELECT s.seed_id FROM {_SAMPLES} AND d.sample_id IS NULL AND $outside) x
             JOIN (FROM seeds WHERE origin <> 'frame') o USING (seed_id) JOIN cells c USING (cell_id) GROUP BY ALL
         ) GROUP BY ALL ORDER BY ALL"""
 

@@ -80,6 +80,29 @@ def factors_of(config: Config, shares: Sequence[NDArray[np.float64]] | None = No
     return Factors(names=tuple(names), values=tuple(values), shares=tuple(scaled), forbidden=tuple(rules))
 
 
+def varying(factors: Factors) -> tuple[Factors, NDArray[np.int64]]:
+    """Leave out factors with one value, which tell no rows apart; also return the positions of those that stay.
+
+    Where fewer than two would stay, nothing is left out.
+    """
+    kept = [f for f, n in enumerate(factors.sizes) if n > 1]
+    if len(kept) < 2:
+        kept = list(range(len(factors.names)))
+    place = {f: i for i, f in enumerate(kept)}
+    rules = []
+    for rule in factors.forbidden:
+        # a key on the only value always matches, unless it lists none
+        if all(mask for f, mask in rule if f not in place):
+            rules.append(tuple((place[f], mask) for f, mask in rule if f in place))
+    few = Factors(
+        names=tuple(factors.names[f] for f in kept),
+        values=tuple(factors.values[f] for f in kept),
+        shares=tuple(factors.shares[f] for f in kept),
+        forbidden=tuple(rules),
+    )
+    return few, np.array(kept, np.int64)
+
+
 def is_forbidden(factors: Factors, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Tell which rows a rule forbids. `rows` int64 [n, n_factors], indices of values, -1 where not chosen."""
     bad = np.zeros(len(rows), np.bool_)

@@ -14,7 +14,7 @@ from .pictures import OTHER_COLOUR, camera_strip, futures_svg, lidar_bev, outcom
 from .report_compare import compare_section
 from .report_cover import cover_section
 from .report_data import Fact, Futures, Headline, Lidar, Preview, Query, ReportData, SpendRow
-from .report_heatmap import LAYERS, breakable, heatmap, layer_name
+from .report_heatmap import LAYERS, MANY_SLICES, breakable, heatmap, layer_name
 from .report_style import CSS, SCRIPT
 from .tables import CoverageCell, count, percent, usd
 
@@ -118,10 +118,15 @@ def _lead(data: ReportData) -> str:
 def _coverage(data: ReportData) -> str:
     if not data.cells:
         return ""
+    combined = data.cover is not None
+    about = "Kept draws against the target of every cell"
+    if combined and len({c.slice for c in data.cells}) > MANY_SLICES:
+        about += ", added up."
+    else:
+        about += ": conditions down, what happens across. The slice that lacks most stands first."
     return (
-        '<section><h2>Coverage</h2><p class="about">Kept draws against the target of every cell: conditions down, '
-        "what happens across. The slice that lacks most stands first.</p>"
-        f"{_layers(data.cells)}{heatmap(data.cells)}</section>"
+        f'<section><h2>Coverage</h2><p class="about">{about}</p>'
+        f"{_layers(data.cells)}{heatmap(data.cells, combined=combined)}</section>"
     )
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from statistics import median_low
 from typing import NamedTuple
 
-from .comparison import DECIDABLE, EFFECTIVE, Comparison, figure_rows, share_text
+from .comparison import EFFECTIVE, GATE_WORTH, Comparison, figure_rows, share_text
 from .report_heatmap import breakable, layer_name
 from .tables import count
 
@@ -29,7 +29,10 @@ OTHER = ("#56626e", "#9aa8b4")
 
 
 class _Row(NamedTuple):
-    """A line of the picture: one cell, or a run of neighbours in fleet order; per policy least, median, most."""
+    """A line of the picture: one cell, or a run of neighbours in fleet order; per policy least, median, most.
+
+    `name` of a run: which cells of the order, and the most and the least that the fleet meets one of them.
+    """
 
     name: str
     title: str
@@ -60,7 +63,7 @@ def _figures(c: Comparison) -> str:
     for name, values in figure_rows(c):
         boxes = "".join(f"<td>{html.escape(value)}</td>" for value in values)
         lines.append(f'<tr><th scope="row" style="min-width:190px">{html.escape(name)}</th>{boxes}</tr>')
-    note = EFFECTIVE if c.n_decidable_of == 0 else f"{DECIDABLE} {EFFECTIVE}"
+    note = EFFECTIVE if c.n_gate_worth_of == 0 else f"{GATE_WORTH} {EFFECTIVE}"
     return (
         '<div style="overflow-x:auto;margin-top:14px"><table class="list" style="width:auto">'
         f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -102,6 +105,7 @@ def _dots(c: Comparison) -> str:
     scale = _Scale(min(positive, default=1), max(positive, default=10), any(0 in s for r in rows for s in r.spans))
     height = 34 + ROW * len(rows) + 26
     parts = [
+        f'<text x="{LABEL_X}" y="14" class="cq">{_order(c)}</text>',
         f'<text x="{SHARE_X}" y="14" class="cq" text-anchor="end">of the fleet</text>',
         *_grid(scale, 24, 34 + ROW * len(rows)),
     ]
@@ -201,12 +205,15 @@ def _rows(c: Comparison) -> list[_Row]:
             f"{name} {count(low)} to {count(high)}, median {count(mid)}"
             for name, (low, mid, high) in zip(names, spans, strict=True)
         )
-        first = run[0].cell
-        name = f"{count(start + 1)}–{count(end)}: {first}" if end - start > 1 else first
+        most, least = share_text(run[0].fleet_share), share_text(run[-1].fleet_share)
+        name, title = run[0].cell, run[0].cell
+        if end - start > 1:
+            name = f"cells {count(start + 1)}–{count(end)}, each {most if most == least else f'{most} to {least}'}"
+            title = f"cells {count(start + 1)}–{count(end)}, from {run[0].cell} to {run[-1].cell}"
         rows.append(
             _Row(
                 name,
-                f"{name} first: {said}" if end - start > 1 else f"{name}: {said}",
+                f"{title}: {said}",
                 math.fsum(x.fleet_share for x in run),
                 spans,
             )
@@ -234,8 +241,15 @@ def _mark_icon(i: int, policy: str) -> str:
 def _legend(c: Comparison) -> str:
     keys = "".join(f"<li>{_mark_icon(i, p.policy)}{html.escape(p.policy)}</li>" for i, p in enumerate(c.policies))
     if len(c.cells) > MAX_ROWS:
-        keys += f"<li>a line: about {count(len(c.cells) // MAX_ROWS)} cells, least to most, marks at the medians</li>"
-    return f'<ul class="legend" aria-label="Legend">{keys}<li>most frequent in the fleet first</li></ul>'
+        few, rest = divmod(len(c.cells), MAX_ROWS)
+        run = f"{count(few)} or {count(few + 1)}" if rest else count(few)
+        keys += f"<li>bar: least to most of a line's {run} cells; mark: their median</li>"
+    return f'<ul class="legend" aria-label="Legend">{keys}</ul>'
+
+
+def _order(c: Comparison) -> str:
+    many = len(c.cells) > MAX_ROWS
+    return f"{count(len(c.cells))} cells{', grouped,' if many else ','} most frequent first"
 
 
 def _numbers(c: Comparison, n_shown: int = 200) -> str:
@@ -257,7 +271,11 @@ def _numbers(c: Comparison, n_shown: int = 200) -> str:
 
 
 def _cut(name: str) -> str:
-    return name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "…"
+    """Shorten a long name in its middle: names that begin alike still differ, and the scenario type stays."""
+    if len(name) <= MAX_LABEL:
+        return name
+    n_end = (MAX_LABEL - 1) // 2
+    return name[: MAX_LABEL - 1 - n_end] + "…" + name[-n_end:]
 
 
 def _class(policy: str) -> str:

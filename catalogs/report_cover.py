@@ -10,6 +10,7 @@ from pathlib import Path
 from .cells import codes_of_names, cover_factors
 from .config import Config
 from .cover import Coverage, uncovered
+from .possible import varying
 from .report_heatmap import breakable
 from .tables import count
 
@@ -34,13 +35,15 @@ def cover_status(
     """Measure what the catalog covers; None without ``[cover]``.
 
     `root` is the project's folder (for a fleet table), `cells` are the names of the feasible cells, `kept` of those
-    with at least one kept sample. At most `limit` uncovered combinations are named, the most frequent first.
+    with at least one kept sample. At most `limit` uncovered combinations are named, the most frequent first. Axes with
+    one value are left out: they combine with everything.
     """
     if config.cover is None:
         return None
-    factors, strength = cover_factors(config, root), config.cover.strength
-    table = codes_of_names(config, cells)
-    now = uncovered(factors, codes_of_names(config, kept), strength, limit)
+    factors, columns = varying(cover_factors(config, root))
+    strength = config.cover.strength
+    table = codes_of_names(config, cells)[:, columns]
+    now = uncovered(factors, codes_of_names(config, kept)[:, columns], strength, limit)
     has_cell = []
     for combination in now.missing:
         hit = table[:, 0] >= 0

@@ -7,11 +7,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from .slice_names import short_names
 from .tables import CoverageCell, count, percent, usd
 
 LAYERS = ("core", "failure_mode", "long_tail")
 FULL_ROWS = 40
 HIDDEN_ROWS = 400
+MANY_SLICES = 60
+"""Above so many, combinations of values say more than rows of a slice each."""
+NAME_CHARS = 36
 LEGEND = (
     ("s0", "nothing"),
     ("s1", "under 25%"),
@@ -33,11 +37,12 @@ def shade(kept: int, target: int) -> str:
     return f"s{1 + math.floor(4 * kept / target)}"
 
 
-def heatmap(cells: Sequence[CoverageCell]) -> str:
+def heatmap(cells: Sequence[CoverageCell], *, combined: bool = False) -> str:
     """Draw the heatmap with its legend, the slice that lacks most first.
 
     Up to FULL_ROWS slices stand in the table; of more, the first FULL_ROWS stand there, one row adds up the
-    rest, and a fold below lists up to HIDDEN_ROWS of them.
+    rest, and a fold below lists up to HIDDEN_ROWS of them. Where the page has a section on combinations (`combined`),
+    more than MANY_SLICES are only added up.
     """
     grid: dict[str, dict[str, CoverageCell]] = {}
     for cell in cells:
@@ -47,6 +52,8 @@ def heatmap(cells: Sequence[CoverageCell]) -> str:
     order = sorted(grid, key=lambda name: (-sum(c.missing for c in grid[name].values()), name))
     shown, rest = (order, []) if len(order) <= FULL_ROWS else (order[:FULL_ROWS], order[FULL_ROWS:])
     worst = max(sum(c.missing for c in grid[name].values()) for name in order)
+    if combined and len(order) > MANY_SLICES:
+        return _added_up(grid, scenarios, layer_of) + _reasons(cells)
     head = _head(scenarios, layer_of)
     foot = _sum_row(f"{count(len(rest))} other slices", [grid[n] for n in rest], scenarios) if rest else ""
     foot += _sum_row("all slices", list(grid.values()), scenarios)
@@ -56,6 +63,21 @@ def heatmap(cells: Sequence[CoverageCell]) -> str:
         parts.append(_fold(head, rest, grid, scenarios, worst))
     parts.append(_reasons(cells))
     return "".join(parts)
+
+
+def _added_up(grid: Mapping[str, Row], scenarios: Sequence[str], layer_of: Mapping[str, str]) -> str:
+    """Draw the one row that adds up all slices, and say how many hold anything."""
+    row = _sum_row("all slices", list(grid.values()), scenarios)
+    caption = "Kept and wanted draws by scenario type"
+    n_held = sum(any(c.kept for c in row.values()) for row in grid.values())
+    wanted = [row for row in grid.values() if any(c.feasible and c.target > 0 for c in row.values())]
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table class="heat">'
+        f'<caption class="sr">{caption}</caption>{_head(scenarios, layer_of)}<tbody></tbody><tfoot>{row}</tfoot>'
+        f'</table></div><p class="note">{count(len(grid))} slices, of which {count(len(wanted))} have a target and '
+        f"{count(n_held)} hold samples: too many for a row each. What they hold together stands under Combinations; "
+        "<code>distdata sql</code> shows them all: the view is called <code>coverage</code>.</p>"
+    )
 
 
 def breakable(name: str) -> str:
@@ -78,11 +100,13 @@ def _table(
     worst: int,
     foot: str,
 ) -> str:
-    body = "".join(_row(name, grid[name], scenarios, worst) for name in names)
+    labels, shortened = short_names(names, NAME_CHARS)
+    body = "".join(_row(label, name, grid[name], scenarios, worst) for label, name in zip(labels, names, strict=True))
+    note = f'<p class="note">{shortened[0].upper()}{shortened[1:]}.</p>' if shortened else ""
     tall = " tall" if len(names) > 28 else ""
     return (
         f'<div class="scroll{tall}" tabindex="0" role="region" aria-label="{caption}"><table class="heat sortable">'
-        f'<caption class="sr">{caption}</caption>{head}<tbody>{body}</tbody><tfoot>{foot}</tfoot></table></div>'
+        f'<caption class="sr">{caption}</caption>{head}<tbody>{body}</tbody><tfoot>{foot}</tfoot></table></div>{note}'
     )
 
 
@@ -111,13 +135,14 @@ def _layer_starts(scenarios: Sequence[str], layer_of: Mapping[str, str]) -> set[
     return set(firsts.values())
 
 
-def _row(name: str, row: Row, scenarios: Sequence[str], worst: int) -> str:
+def _row(label: str, name: str, row: Row, scenarios: Sequence[str], worst: int) -> str:
     boxes = "".join(_box(row.get(s)) for s in scenarios)
     kept, target = _totals(row.values())
     missing = sum(c.missing for c in row.values())
     share = 100 * missing / worst if worst else 0
+    title = f' title="{html.escape(name)}"' if label != name else ""
     return (
-        f'<tr><th scope="row">{html.escape(name) if len(name) <= 36 else breakable(name)}</th>{boxes}'
+        f'<tr><th scope="row"{title}>{html.escape(label) if len(label) <= NAME_CHARS else breakable(label)}</th>{boxes}'
         f'<td class="sum" data-v="{kept / target if target else 1:.4f}">{percent(kept, target)}</td>'
         f'<td class="lacks" data-v="{missing}">{count(missing) if missing else "–"}'
         f'<span class="bar"><i style="width:{share:.1f}%"></i></span></td></tr>'

@@ -36,7 +36,7 @@ def _refuse_constant(word: str) -> float:
 
 
 _LENIENT = json.JSONDecoder()
-_STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
+STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
 _WRITE = json.JSONEncoder(sort_keys=True, allow_nan=False)
 
 
@@ -67,7 +67,7 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
             if not line.strip():
                 continue
             try:
-                record = _parse_json(line, _LENIENT)
+                record = parse_json(line, _LENIENT)
             except json.JSONDecodeError as e:
                 raise DistdataError(f"{path}: line {number}: not valid JSON: {e}") from None
             except ValueError as e:
@@ -236,7 +236,7 @@ def _params(seeds: pl.DataFrame, axes: Sequence[str], where: str) -> pl.Series:
     extras = extra.iter_rows(named=True) if extra.columns else iter([{}] * len(seeds))
     for row, (text, more) in enumerate(zip(base, extras, strict=True), start=1):
         try:
-            value = _parse_json(text, _STRICT)
+            value = parse_json(text, STRICT)
             if not isinstance(value, dict):
                 raise ValueError("not an object")
             out.append(text if not more else _WRITE.encode({**more, **value}))
@@ -271,7 +271,7 @@ def _plain_objects(columns: pl.DataFrame) -> pl.Series:
     return columns.select(params=pl.concat_str([*parts, pl.lit("}")]))["params"]
 
 
-def _parse_json(text: str, decoder: json.JSONDecoder) -> Any:
+def parse_json(text: str, decoder: json.JSONDecoder) -> Any:
     """Parse JSON with this decoder.
 
     Raises ValueError, besides for what is no JSON, for what could not be stored or read again everywhere: objects

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .slice_names import short_names
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -257,8 +259,12 @@ def coverage_table(cells: Sequence[CoverageCell], title: str, *, width: int, col
     shown, rest = order[:max_lines], order[max_lines:]
     before = any(cell.kept_before is not None for cell in cells)
     n_missing = max(len("missing"), len(count(sum(missing.values()))))
-    n_name = max(len("missing"), *(_cells_wide(_clean(name)) for name in shown))
-    frame = _grid_frame([_clean(s) for s in scenarios], n_name, n_missing, before, width)
+    labels, left_out = [_clean(name) for name in shown], ""
+    heads = [_clean(s) for s in scenarios]
+    frame = _grid_frame(heads, max(len("missing"), *map(_cells_wide, labels)), n_missing, before, width)
+    if frame.n_name < max(map(_cells_wide, labels)):
+        labels, left_out = short_names(labels, frame.n_name)
+        frame = _grid_frame(heads, max(len("missing"), *map(_cells_wide, labels)), n_missing, before, width)
     table = _table(footer=True)
     _column(table, "slice", right=False, width=frame.n_name, foot="all")
     for scenario, head in zip(scenarios, frame.heads, strict=False):
@@ -267,10 +273,10 @@ def coverage_table(cells: Sequence[CoverageCell], title: str, *, width: int, col
         foot = percent(part, whole) if frame.n_cell > 2 else level(part, whole)
         _column(table, head, right=True, width=max(frame.n_cell, *map(_cells_wide, head.split("\n"))), foot=foot)
     _column(table, "missing", right=True, width=n_missing, foot=count(sum(missing.values())))
-    for name in shown:
+    for name, label in zip(shown, labels, strict=True):
         marks = [_mark(grid[name].get(s), before, frame.n_cell > 2) for s in scenarios[: len(frame.heads)]]
-        table.add_row(_styled(_clean(name)), *marks, _styled(count(missing[name])))
-    notes = list(frame.key)
+        table.add_row(_styled(label), *marks, _styled(count(missing[name])))
+    notes = [*frame.key, *([left_out] if left_out else [])]
     if rest:
         n_rest = sum(missing[name] for name in rest)
         notes.append(f"… and {count(len(rest))} more {_plural('slice', len(rest))}, missing {count(n_rest)}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..catalogs.errors import DistdataError
+from ..catalogs.tables import usd
 
 BudgetKind = Literal["samples", "gpuh", "usd"]
 MAX_AMOUNT = 10**12
@@ -48,6 +49,15 @@ class Budget:
     def __str__(self) -> str:
         return _amount_text(self.kind, self.amount)
 
+    def words(self, amount: float) -> str:
+        """Say `amount` of this budget's kind to a person: ``$3.42``, ``1.25 GPU-hours``, ``12 samples``."""
+        if self.kind == "usd":
+            return usd(amount)
+        if self.kind == "gpuh":
+            digits = f"{amount:,.0f}" if amount >= 999.5 else f"{amount:.3g}"
+            return f"{digits} GPU-hour{'' if digits == '1' else 's'}"
+        return f"{amount:,.0f} sample{'' if amount == 1 else 's'}"
+
     def text_at_least(self, amount: float) -> str:
         """Write `amount` in this budget's kind, rounded up so that it suffices when typed back."""
         step = _STEP.get(self.kind, 1)
@@ -83,5 +93,6 @@ def parse_budget(text: str) -> Budget:
 def _amount_text(kind: BudgetKind, amount: float) -> str:
     if kind == "samples":
         return f"{int(amount)}samples"
-    number = f"{amount:.2f}" if kind == "usd" and round(amount, 2) == amount != int(amount) else f"{amount:.12g}"
-    return number + kind
+    if amount == int(amount):
+        return f"{int(amount)}{kind}"
+    return (f"{amount:.2f}" if kind == "usd" and round(amount, 2) == amount else f"{amount:.12g}") + kind

@@ -11,7 +11,7 @@ from ..catalogs.errors import DistdataError
 from ..catalogs.frames import Candidates
 from .bounds import first_names
 from .frame import Bools, Floats
-from .request import FRAME_SPLIT, PlanRequest, Rates
+from .request import FRAME_SPLIT, MAX_PRICE, PlanRequest, Rates
 from .splits import ShortSlice, refuse_short_slices
 
 
@@ -41,10 +41,12 @@ def rates_per_cell(cells: pl.DataFrame, rates: Rates | pl.DataFrame) -> tuple[Fl
     columns = []
     for name in ("usd", "gpu_s"):
         value = joined[name].cast(pl.Float64).to_numpy()
-        bad = np.flatnonzero(joined["feasible"].to_numpy() & ~(np.isfinite(value) & (value >= 0)))
+        bad = np.flatnonzero(joined["feasible"].to_numpy() & ~((value >= 0) & (value <= MAX_PRICE)))
         if len(bad):
-            where = joined["cell"][int(bad[0])]
-            raise DistdataError(f"plan: {len(bad)} cells have no {name} per draw, {where} the first; give them a rate.")
+            raise DistdataError(
+                f"plan: {len(bad)} cell{'s have' if len(bad) > 1 else ' has'} no {name} per draw from 0 to "
+                f"{MAX_PRICE:g}, {joined['cell'][int(bad[0])]} ({value[bad[0]]:g}) the first; give them a rate."
+            )
         columns.append(np.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0))
     return columns[0], columns[1]
 

@@ -34,9 +34,7 @@ def parse_policies(text: str) -> tuple[Policy, ...]:
     for word in (part.strip() for part in text.split(",") if part.strip()):
         policy = next((p for p in known if p == word), None)
         if policy is None:
-            raise DistdataError(
-                f"--compare {text}: no policy {word!r}.{nearest(word, known)} Policies: {', '.join(known)}."
-            )
+            raise DistdataError(f"--compare {text}: no policy {word!r}.{nearest(word, known)}")
         if policy in found:
             raise DistdataError(f"--compare {text}: {policy} is named twice.")
         found.append(policy)
@@ -51,7 +49,7 @@ def compare_policies(
     """Make one plan per policy and compare them over the feasible cells.
 
     - `plan_for`: the plan of the request at hand with another policy, nothing else changed.
-    - `needed`: samples that make a slice decidable (`needed_draws`), by slice; slices not named are not counted.
+    - `needed`: a gate's worth of samples (`needed_draws`), by slice; slices not named are not counted.
 
     Raises:
         DistdataError: a plan that can't be made (its message, after the policy's name), or plans that aren't alike.
@@ -84,7 +82,7 @@ def compare_policies(
 
 
 def needed_draws(cells: pl.DataFrame, aims: GateAims, k: int) -> dict[str, int]:
-    """Return the samples that make each slice decidable: its gate's minimum, as if every seed were a decision point.
+    """Return a gate's worth of samples of each slice: its gate's minimum, as if every seed were a decision point.
 
     A gate compares draws on held-out seeds; here the same number is held against the training corpus. `cells` as
     `make_plan` takes them; `k` is the K of cells without their own. The band is the tightest of a slice's feasible
@@ -163,7 +161,7 @@ def _figures(
         usd=plan.usd,
         gpu_h=plan.gpu_s / 3600,
         layer_share=_layer_shares(cells, "target", layers),
-        n_decidable=sum(1 for s in counted if s.target[i] >= (s.needed or 0)) if counted else None,
+        n_gate_worth=sum(1 for s in counted if s.target[i] >= (s.needed or 0)) if counted else None,
         effective_n=n_effective,
         unseen_share=unseen,
         smallest_cell=str(cells["cell"][least]),

@@ -200,7 +200,7 @@ def _draw_price(sheet: _Sheet, costs: Costs, known: Measured, teacher: TeacherCo
 
 def _before(value: float | str, origin: Source) -> str:
     """Name the figure that a measured one replaced."""
-    return f"{origin} were {value if isinstance(value, str) else figure(value)}"
+    return f"{origin}: {value if isinstance(value, str) else figure(value)}"
 
 
 def _training(sheet: _Sheet, costs: Costs) -> None:

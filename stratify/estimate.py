@@ -22,7 +22,7 @@ side.
 Horvitz-Thompson sums don't divide by the sum of weights. Where sizes differ the variance is that of priority sampling,
 sum_i share_i^2 (1 - pi_i) z_i^2, whose covariances are 0 (Duffield, Lund and Thorup 2007), + s^2 / N for the rest.
 
-A stratum with one seed shows no variance of its own: it borrows the mean one of all others. Degrees of freedom are
+A stratum with one seed shows no variance of its own and borrows that of its scenario (`spread.borrow`). Degrees of freedom are
 Satterthwaite's (1946) over strata, with Welch's (1947) correction for variances that are estimates themselves.
 """
 
@@ -38,14 +38,17 @@ import polars as pl
 
 from ..catalogs.errors import DistdataError
 from ..catalogs.estimates import EstimateRows
-from .spread import STRATUM, group_errors, pooled_variance, spread_of
+from .spread import STRATUM, Floats, agreement_reach, borrow, group_errors, spread_of
 from .t_law import t_quantile
 
-What = Literal["mean", "share", "total"]
+What = Literal["mean", "share", "total", "count"]
+"""A count is the total of truth values, which lies between 0 and the number of seeds."""
 Form = Literal["ratio", "ht"]
 Target = Literal["frame", "superpopulation"]
 
-_OF_CELL = ("group", "a", "fleet_share", "n_frame")
+AGREES = 1e-9
+"""A share whose standard error is below this has seeds that agree; a count, this times the seeds that it is about."""
+_OF_CELL = ("group", "a", "fleet_share", "n_frame", "scenario")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,29 +112,37 @@ def estimate(
 
     - `draws`, one row per draw that counts: seed_id, cell_id, share and pi of its seed, certain (its seed was chosen
       by others), value (float64; null: outside the domain), domain (false: outside, but its seed was sampled).
-    - `cells`, every feasible cell: cell_id, fleet_share, n_frame (seeds of the split in it) and the columns of `by`.
+    - `cells`, every feasible cell: cell_id, fleet_share, n_frame (seeds of the split in it), the columns of `by`, and
+      scenario, within which variances are borrowed (without that column, among all cells).
 
     A total is over the frame's seeds, of the value expected of one draw of each; its target is always the frame. A cell
     without walk counts only if all its seeds were chosen by others: byproducts alone stand for nobody else.
+
+    Raises:
+        DistdataError: a column named twice in `by`.
     """
-    if what == "total":
+    summed = what in ("total", "count")
+    if summed:
         target = "frame"
     cells = cells.with_columns(
-        group=_number_groups(cells, by), a=pl.col("n_frame" if what == "total" else "fleet_share").cast(pl.Float64)
-    )
+        group=_number_groups(cells, by), a=pl.col("n_frame" if summed else "fleet_share").cast(pl.Float64),
+        scenario=pl.col("scenario") if "scenario" in cells.columns else pl.lit(""),
+    )  # fmt: skip
     seen = draws.lazy().join(cells.lazy().select("cell_id", *_OF_CELL), on="cell_id")
     seen = seen.with_columns(x=(pl.col("domain") & pl.col("value").is_not_null()).cast(pl.Float64))
     placed = seen.with_columns(z=pl.when(pl.col("x") > 0).then("value").otherwise(0.0)).collect()
     strata = _strata(_seeds(placed, form, pl.col("z", "x").mean()), form)
     groups = _groups(strata, what, form, everything=bool((placed["x"] == 1).all()))
-    center = groups.select("group", "center")
-    residual = placed.join(center, on="group").with_columns(r=pl.col("z") - pl.col("center") * pl.col("x"))
-    seeds = _seeds(residual, form, pl.col("r").mean(), w=pl.col("r").var() / pl.len(), x=pl.col("x").mean())
+    common = float(groups["center"].mean() or 0.0)  # type: ignore[arg-type]  # a column of floats
+    center = groups.select("group", "center", shift=pl.col("center") - common)
+    residual = placed.join(center, on="group").with_columns(
+        r=pl.col("z") - pl.col("center") * pl.col("x"), e=pl.col("z") - common * pl.col("x")
+    )
+    seeds = _seeds(residual, form, pl.col("r", "e", "x").mean(), w=pl.col("r").var() / pl.len())
     seeds = seeds.join(strata.select(STRATUM), on=STRATUM, how="semi")
-    spread = spread_of(seeds)
-    lines = strata.join(spread, on=STRATUM)
-    errors = group_errors(lines, pooled_variance(seeds), ht=form == "ht", frame=target == "frame")
-    table = _table(cells, by, groups, errors, what, level)
+    lines = borrow(strata.join(spread_of(seeds), on=STRATUM).join(center, on="group"), seeds)
+    errors = group_errors(lines, ht=form == "ht", frame=target == "frame")
+    table = _table(cells, by, groups, errors.join(_reaches(lines, what, level), on="group"), what, level)
     return Estimates(table=table, what=what, form=form, target=target, level=level)
 
 
@@ -182,12 +193,16 @@ def estimate_rows_by(
                 "estimate: texts have no total. Count one of them: distdata estimate --total \"outcome = 'stops'\""
             )
         return estimate_shares(rows.draws, rows.cells, by=by, form=form, target=target, level=level)
-    what: What = "total" if total else "share" if rows.kind == "share" else "mean"
+    is_share = rows.kind == "share"
+    what: What = ("count" if is_share else "total") if total else "share" if is_share else "mean"
     return estimate(rows.draws, rows.cells, by=by, what=what, form=form, target=target, level=level)
 
 
 def _number_groups(cells: pl.DataFrame, by: Sequence[str]) -> pl.Series:
     """Number the groups in the order in which their first cells come."""
+    twice = sorted({name for name in by if list(by).count(name) > 1})
+    if twice:
+        raise DistdataError(f"estimate: --by names {twice[0]!r} twice; name each column once.")
     if not by:
         return pl.Series("group", np.zeros(cells.height, dtype=np.int64))
     first = cells.select(by).unique(maintain_order=True).with_row_index("group")
@@ -247,7 +262,7 @@ def _groups(strata: pl.DataFrame, what: What, form: Form, *, everything: bool) -
         )
         .sort("group")
     )
-    if what == "total":
+    if what in ("total", "count"):
         return sums.with_columns(estimate=pl.col("z"), center=pl.lit(0.0), over=pl.lit(1.0))
     if form == "ht" and everything:  # the sizes of the cells are known, so they are not estimated
         ratio = pl.when(pl.col("known") > 0).then(pl.col("z") / pl.col("known"))
@@ -266,9 +281,10 @@ def _table(
     table = fleet.join(groups, on="group", how="left", maintain_order="left")
     table = table.join(errors, on="group", how="left", maintain_order="left")
     table = table.with_columns(se=(pl.col("v").sqrt() / pl.col("over")).fill_nan(None))
+    limit = {"share": pl.lit(1.0), "count": pl.col("known")}.get(what, pl.lit(None, dtype=pl.Float64))
     bounds = [
-        _interval(*row, is_share=what == "share", level=level)
-        for row in table.select("estimate", "se", "df", "effective_n").iter_rows()
+        _interval(*row, level=level)
+        for row in table.select("estimate", "se", "df", "down", "up", limit.alias("limit")).iter_rows()
     ]
     counts = ("n_seeds", "n_draws", "n_cells", "n_borrowed", "n_conservative")
     return table.with_columns(
@@ -279,27 +295,44 @@ def _table(
     ).select(*by, "estimate", "se", "df", "low", "high", "n_seeds", "n_draws", "effective_n", "covered", *counts[2:])
 
 
+def _reaches(lines: pl.DataFrame, what: What, level: float) -> pl.DataFrame:
+    """Return how far each group's share or count may lie below (`down`) and above (`up`) where all seeds agree."""
+    if what in ("mean", "total"):
+        return lines.select("group", down=None, up=None).unique()
+    n = pl.col("weight") ** 2 / pl.col("weight_sq")
+    gain = pl.col("a") * pl.col("part") * pl.col("weight")
+    value = pl.col("z") / pl.col("x")
+    if what == "count":  # seeds outside the condition count 0, and a seed more may be inside
+        n, gain, value = pl.col("p_sq") ** -1, pl.col("a") * pl.col("part"), pl.col("z") / pl.col("scale")
+    elif what == "share":
+        gain = gain / gain.sum().over("group")
+    rows = []
+    for group in lines.select("group", n=n, down=gain * value, up=gain * (1 - value)).partition_by("group"):
+        sizes = group["n"].fill_nan(0.0).to_numpy()
+        reach = [agreement_reach(group[side].fill_nan(0.0).to_numpy(), sizes, (1 - level) / 2) for side in ("down", "up")]
+        rows.append((group["group"][0], *reach))
+    return pl.DataFrame(rows, schema={"group": pl.Int64, "down": pl.Float64, "up": pl.Float64}, orient="row")
+
+
 def _interval(
     estimate: float | None,
     se: float | None,
     df: float | None,
-    effective_n: float | None,
+    down: float | None,
+    up: float | None,
+    limit: float | None,
     *,
-    is_share: bool,
     level: float,
 ) -> tuple[float | None, float | None]:
-    """Return the t interval; for a share inside [0, 1].
-
-    Where the seeds of every cell agree on a share, the bound is on how many could still differ: the exact one of
-    Clopper and Pearson (1934) when all cells agree, too.
+    """Return the t interval; for shares and counts within 0 and `limit`, and where all seeds agree as far as `down` and
+    `up` reach.
     """
     if estimate is None or se is None or math.isnan(se):
         return None, None
-    if is_share and se < 1e-9 and effective_n:
-        reach = 1 - ((1 - level) / 2) ** (1 / effective_n)
-        return max(estimate - reach, 0.0), min(estimate + reach, 1.0)
-    if df is None:
-        return estimate, estimate
-    half = t_quantile((1 + level) / 2, df) * se
-    low, high = estimate - half, estimate + half
-    return (max(low, 0.0), min(high, 1.0)) if is_share else (low, high)
+    if limit is None:
+        half = 0.0 if df is None else t_quantile((1 + level) / 2, df) * se
+        return estimate - half, estimate + half
+    if se < AGREES * limit and down is not None and up is not None:
+        return max(estimate - down, 0.0), min(estimate + up, limit)
+    half = 0.0 if df is None else t_quantile((1 + level) / 2, df) * se
+    return max(estimate - half, 0.0), min(estimate + half, limit)

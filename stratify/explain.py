@@ -36,7 +36,9 @@ def explain(plan: Plan, pattern: str) -> list[str]:
         lines += [f"{row['cell']} ({row['layer']})", *("  " + line for line in _chain(plan, row, total_weight))]
     if found.height > MAX_CELLS:
         n = found.height - MAX_CELLS
-        lines.append(f"... and {n} more {'cells match' if n > 1 else 'cell matches'} {pattern!r}; add values or a type.")
+        lines.append(
+            f"... and {n} more {'cells match' if n > 1 else 'cell matches'} {pattern!r}; add values or a type."
+        )
     return lines
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..catalogs.errors import DistdataError
-from .allocate import Floats, Ints, allocate, allocate_groups
+from .allocate import Floats, Ints, allocate
 from .request import PlanRequest
 
 _MANY = 2**50
@@ -38,10 +38,6 @@ class Layers:
     def parts(self, total: int) -> Ints:
         """Return each layer's part of `total` samples, [L]."""
         return allocate(self.shares, np.zeros(len(self.names), dtype=np.int64), np.full(len(self.names), _MANY), total)
-
-    def targets(self, total: int) -> Ints:
-        """Deal `total` samples to the cells, each layer its part, [H]; the bounds must allow it."""
-        return allocate_groups(self.weight, self.lower, self.upper, self.layer, self.parts(total))
 
     def smallest(self) -> int:
         """Return the smallest total whose parts cover the lower bounds; `_MANY` where a layer of share 0 has some."""
@@ -97,22 +93,41 @@ def refuse_layers(layers: Layers, total: int) -> None:
         DistdataError: always where there is such a layer.
     """
     parts = layers.parts(total)
-    for i in np.flatnonzero(parts < layers.least):
-        smallest = layers.smallest()
-        way = (
-            f"Give at least --budget {smallest}samples"
-            if layers.largest() >= smallest
-            else "No budget satisfies these shares"
+    low, high = parts < layers.least, parts > layers.most
+    if not (low.any() or high.any()):
+        return
+    wrong = [
+        f"layer {layers.names[i]} has {layers.shares[i]:.4g} of {total:,} samples = {parts[i]:,}, and "
+        + (
+            f"the floors and pins of its cells need {layers.least[i]:,}"
+            if low[i]
+            else f"its cells can take {layers.most[i]:,} at most (seeds x K, caps and pins)"
         )
-        raise DistdataError(
-            f"plan: layer {layers.names[i]} has {layers.shares[i]:.4g} of {total:,} samples = {parts[i]:,}, and the "
-            f"floors and pins of its cells need {layers.least[i]:,}. {way}, raise its share under [plan] layers to "
-            f"{np.ceil(layers.least[i] / total * 1e4) / 1e4:.4g}, or lower [plan] floor_seeds and the rules."
-        )
-    for i in np.flatnonzero(parts > layers.most):
-        raise DistdataError(
-            f"plan: layer {layers.names[i]} has {layers.shares[i]:.4g} of {total:,} samples = {parts[i]:,}, and its "
-            f"cells can take {layers.most[i]:,} at most (seeds x K, caps and pins). Lower its share under [plan] "
-            f"layers to at most {np.floor(layers.most[i] / total * 1e4) / 1e4:.4g}, import more seeds for it, or plan "
-            f"at most the {layers.largest():,} samples at which the shares hold."
-        )
+        for i in np.flatnonzero(low | high)
+    ]
+    smallest, largest = layers.smallest(), layers.largest()
+    ways = ["No budget holds these shares"] if smallest > largest else []
+    if total < smallest <= largest:
+        ways.append(f"Give at least --budget {smallest}samples")
+    if total > largest >= smallest:
+        ways.append(f"plan at most the {largest:,} samples at which the shares hold")
+    at = int(np.clip(total, layers.least.sum(), layers.most.sum()))
+    said = ", ".join(f"{name} = {share}" for name, share in zip(layers.names, _working(layers, at), strict=True))
+    ways.append(f"set [plan] layers to {said}" + (f" and plan {at:,} samples" if at != total else ""))
+    ways.append("lower [plan] floor_seeds and the rules" if low.any() else "import more seeds")
+    ways.append("pass --allow-undecidable to come as near as can be and mark the cells")
+    text = ", or ".join(ways) if len(ways) < 3 else ", ".join(ways[:-1]) + f", or {ways[-1]}"
+    raise DistdataError(f"plan: {'; '.join(wrong)}. {text[0].upper()}{text[1:]}.")
+
+
+def _working(layers: Layers, total: int) -> list[str]:
+    """Return shares near the given ones, as texts that sum to 1, whose parts of `total` every layer's bounds hold."""
+    parts = allocate(layers.shares, layers.least, layers.most, total)
+    parts = allocate(np.ones(len(parts)), parts, layers.most, total)  # what layers of share 0 must take in their place
+    for n_digits in range(1, 12):
+        step = 10**n_digits
+        whole = allocate(parts.astype(np.float64), np.zeros_like(parts), np.full(len(parts), step), step)
+        dealt = allocate(whole / step, np.zeros_like(parts), np.full(len(parts), _MANY), total)
+        if np.all((dealt >= layers.least) & (dealt <= layers.most)):
+            break
+    return [f"{n / step:.{n_digits}f}".rstrip("0").rstrip(".") for n in whole]

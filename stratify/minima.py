@@ -95,7 +95,8 @@ def draws_needed(band: Floats, k: Floats, sigma: Floats, aims: GateAims, n_slice
     z_beta = z(1 - beta / 2) if aims.expected_difference == 0 else z(1 - beta)
     room = band * (1 - aims.expected_difference)
     spread = 2 * sigma**2 + k * aims.tau**2
-    needed: Floats = spread * ((z_alpha + z_beta) / room) ** 2 + k * z_alpha**2 / 2
+    with np.errstate(over="ignore", divide="ignore"):  # a band near 0 asks for more than there are numbers
+        needed: Floats = spread * ((z_alpha + z_beta) / room) ** 2 + k * z_alpha**2 / 2
     return needed
 
 

@@ -30,7 +30,9 @@ def matching(cells: pl.DataFrame, pattern: str, option: str) -> tuple[Bools, int
         wanted, scenario = Counter(), left.strip()
     for value in wanted:
         if value not in values:
-            raise DistdataError(f"{option} {pattern}: no axis value {value!r}.{nearest(value, _known(values, scenarios))}")
+            raise DistdataError(
+                f"{option} {pattern}: no axis value {value!r}.{nearest(value, _known(values, scenarios))}"
+            )
     if scenario and scenario not in scenarios:
         raise DistdataError(f"{option} {pattern}: no scenario type {scenario!r}.{nearest(scenario, sorted(scenarios))}")
     fits = np.array(

@@ -104,6 +104,7 @@ def make_plan(
     taken = take_fresh(frame, credits, targets.fresh)
     chance = inclusion(frame, credits, taken, walk=_walk(request, world, targets), adaptive=request.looked)
     marks = mark_cells(world, lacking, short, targets, bounds, minima)
+    notes = (*targets.notes, chosen.note, _waiting_note(request, world, targets), _spread_note(request, cells))
     chain = cell_chain(world, weights, bounds, targets, taken, marks)
     return Plan(
         request=request,
@@ -114,13 +115,7 @@ def make_plan(
         minima=minima_frame(minima, targets.target),
         shortfall=targets.shortfall,
         band_ref=weights.band_ref,
-        notes=tuple(
-            note
-            for note in (
-                *targets.notes, chosen.note, _waiting_note(request, world, targets), _spread_note(request, cells)
-            )
-            if note
-        ),  # fmt: skip
+        notes=tuple(note for note in notes if note),
     )
 
 

@@ -25,35 +25,45 @@ SCHEMA = {
 
 
 def tighter_target(
-    request: PlanRequest, weight: Floats, bounds: Bounds, target: Ints, tighter_minima: tuple[Ints, Ints] | None
+    request: PlanRequest,
+    weight: Floats,
+    bounds: Bounds,
+    target: Ints,
+    tighter_minima: tuple[Ints, Ints] | None,
+    *,
+    layer_names: NDArray[np.object_],
 ) -> tuple[Ints, Ints]:
     """Return the targets if every slice alone had its bands 10% tighter, and what its seeds can't give; int64 [H].
 
     `tighter_minima` are a gate plan's minima at the tighter bands: what the seeds can give of them, and what they
-    can't. Pinned cells stay as they are.
+    can't. Pinned cells stay as they are. Where layers hold to the sample each of `layer_names` [H] has its own level.
     """
     if tighter_minima is not None:
         within, missing = tighter_minima
         return np.maximum(target, within), missing
     wanted = target.copy()
     if request.policy == "gate":
-        level = _level(weight, target, bounds.upper)
-        if level > 0:
-            factor = (1 / TIGHTER) ** request.gamma
-            with np.errstate(over="ignore"):
-                sharper = np.ceil(np.minimum(weight * factor / level - 0.5, 2.0**62)).astype(np.int64)
-        else:  # nothing is left to deal: the seeds are the limit, and each asks for its sharper part
-            sharper = np.ceil(target * (1 / TIGHTER) ** request.gamma - 1e-9).astype(np.int64)
+        apart = request.layers is not None and request.purpose == "train"
+        level = _levels(weight, target, bounds.upper, layer_names if apart else np.zeros(len(target), dtype=np.object_))
+        factor = (1 / TIGHTER) ** request.gamma
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            sharper = np.ceil(np.minimum(weight * factor / level - 0.5, 2.0**62))
+        # where nothing is left to deal the seeds are the limit, and each asks for its sharper part
+        sharper = np.where(level > 0, sharper, np.ceil(target * factor - 1e-9)).astype(np.int64)
         wanted = np.where((weight > 0) & (bounds.pin == NO_RULE), np.maximum(target, sharper), target)
     return np.minimum(wanted, np.maximum(bounds.upper, target)), np.maximum(wanted - bounds.upper, 0) * (
         wanted > target
     )
 
 
-def _level(weight: Floats, target: Ints, upper: Ints) -> float:
-    """Return the highest priority of a draw that was not dealt, 0 when all were."""
+def _levels(weight: Floats, target: Ints, upper: Ints, group: NDArray[np.object_]) -> Floats:
+    """Return the highest priority of a draw that was not dealt in the cell's group, 0 where all were; [H]."""
     left = (weight > 0) & (target < upper)
-    return float((weight[left] / (target[left] + 0.5)).max()) if left.any() else 0.0
+    names, code = np.unique(group, return_inverse=True)
+    highest = np.zeros(len(names))
+    np.maximum.at(highest, code[left], weight[left] / (target[left] + 0.5))
+    levels: Floats = highest[code]
+    return levels
 
 
 def slice_prices(

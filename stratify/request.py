@@ -19,6 +19,9 @@ Purpose = Literal["train", "gate", "confirm", "pilot"]
 FRAME_SPLIT: dict[Purpose, str] = {"train": "train", "gate": "gate", "confirm": "confirm", "pilot": "train"}
 """The split whose seeds a purpose buys."""
 
+MAX_PRICE = 1e12
+"""The most that a draw may cost, in dollars or accelerator seconds: no budget is larger."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
@@ -29,8 +32,11 @@ class Rates:
 
     def __post_init__(self) -> None:
         for name, value in (("usd", self.usd), ("gpu_s", self.gpu_s)):
-            if not math.isfinite(value) or value < 0:
-                raise DistdataError(f"rates: {name} = {value} per draw; a price must be a number of at least 0.")
+            if not 0 <= value <= MAX_PRICE:
+                raise DistdataError(
+                    f"rates: {name} = {value:g} per draw; a price must be a number from 0 to {MAX_PRICE:g}. Check "
+                    "[teacher] gpu_s_per_draw (in seconds) and usd_per_gpuh."
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,11 +139,12 @@ class Plan:
 
     - `cells`: one row per cell of the catalog, by cell_id: cell_id, cell, slice, scenario, layer, feasible,
       fleet_share, band, base, tightness, boost (rules' and the request's), weight (the product; only ratios matter),
-      floor (floor_ruled: a rule's), cap and pin (kept samples; -1: no such rule), ceiling, credit (existing samples that count), n_rejected,
-      yield, yield_measured, worth (kept samples that what exists leads to expect), target (kept samples aimed at),
-      fresh (draws to buy), n_cases (those of them that answer divergence cases), n_seeds_frame, n_seeds_taken, usd,
-      gpu_s (both of `fresh`), mark (empty, or why the cell is undecidable), unfillable (empty, or why no top-up will
-      ever reach the target), rule and k_source (texts that the input had: which rules spoke, where K is from).
+      floor (floor_ruled: a rule's), cap and pin (kept samples; -1: no such rule), ceiling, credit (existing samples
+      that count), n_rejected, yield, yield_measured, worth (kept samples that what exists leads to expect), target
+      (kept samples aimed at), fresh (draws to buy), n_cases (those of them that answer divergence cases),
+      n_seeds_frame, n_seeds_taken, usd, gpu_s (both of `fresh`), mark (empty, or why the cell is undecidable),
+      unfillable (empty, or why no top-up will ever reach the target), rule and k_source (texts that the input had:
+      which rules spoke, where K is from).
     - `draws`: one row per draw to buy, in generation order, divergence cases first: seed_id, cell_id, k, k_total (draws
       of that seed in the corpus, old ones included), pi (inclusion probability of the seed), weight (of this draw in
       the fleet; both 0 for a draw without a probability), decision_point, prn.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,11 @@ import numpy as np
 from ..catalogs.errors import DistdataError
 from .allocate import MONEY_TOLERANCE, Floats, Ints, allocate, allocate_groups, allocate_money
 from .bounds import NO_RULE, Bounds, first_names
-from .frame import Bools
+from .budget import Budget
+from .frame import Bools, Frame, first_seeds, sum_by_cell
 from .layers import Layers, find_layers, first_true, refuse_layers
 from .minima import SliceMinima
+from .pilot import MIN_SEEDS
 from .request import PlanRequest
 from .worth import Stock
 
@@ -47,6 +50,7 @@ class Problem:
     n_cases: Ints
     layer_names: list[str]
     minima: SliceMinima | None
+    frame: Frame
 
     def price(self) -> Floats:
         """Return what a draw costs in the budget's unit."""
@@ -67,6 +71,8 @@ def set_targets(problem: Problem) -> Targets:
     budget = problem.request.budget
     if budget is None:
         target, shortfall = problem.bounds.lower, 0.0
+    elif problem.request.purpose == "pilot":
+        target, shortfall = _by_seeds(problem, budget)
     elif budget.kind == "samples":
         target, shortfall = _by_samples(problem, int(budget.amount))
     else:
@@ -76,9 +82,11 @@ def set_targets(problem: Problem) -> Targets:
     fresh = problem.stock.fresh_for(target)
     notes = [_shortfall_note(problem, target, shortfall)] if shortfall else []
     if not fresh.any() and not problem.n_cases.any():
-        notes.append(
-            f"Nothing to buy: the {int(problem.stock.worth.sum()):,} samples that exist are what this budget aims at."
+        n = int(problem.stock.worth.sum())
+        aim = (
+            "what this budget aims at" if budget is not None else f"all that a {problem.request.purpose} plan asks for"
         )
+        notes.append(f"Nothing to buy: the {n:,} sample{'s that exist are' if n != 1 else ' that exists is'} {aim}.")
     return Targets(
         target=target, fresh=fresh, below=target < problem.bounds.floor, shortfall=shortfall, notes=tuple(notes)
     )  # fmt: skip
@@ -107,7 +115,7 @@ def top_up(problem: Problem, goals: Ints) -> Targets:
                 _refuse_nothing(problem, price, stock.fresh_for(goals) > 0)
             notes.append(
                 f"{budget} pays for {int(fresh.sum()):,} of the {int(stock.fresh_for(goals).sum()):,} draws that are "
-                f"short; all of them cost {budget.text_at_least(wanted)}."
+                f"short; all of them cost {budget.words(wanted)}."
             )
     if not fresh.any():
         notes.append(_nothing_short(problem, goals))
@@ -119,10 +127,60 @@ def _nothing_short(problem: Problem, goals: Ints) -> str:
     missing = goals > np.ceil(stock.worth * (1 - 1e-12)).astype(np.int64)
     if missing.any():
         return (
-            f"Nothing can be bought now: {int(missing.sum()):,} cells are short, but their seeds offer no draw. The "
+            f"Nothing can be bought now: {_count(int(missing.sum()), 'cell')} short, but the seeds offer no draw. The "
             "list of unfillable cells names those that never will; the others wait for verdicts on what they have."
         )
-    return f"Nothing is short: all {int((goals > 0).sum()):,} cells with a target stand at it. Nothing to buy."
+    n = int((goals > 0).sum())
+    return (
+        f"Nothing to buy: {'the one cell' if n == 1 else f'all {n:,} cells'} with a target stand{'s' * (n == 1)} at it."
+    )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what} is" if n == 1 else f"{n:,} {what}s are"
+
+
+def _by_seeds(problem: Problem, budget: Budget) -> tuple[Ints, float]:
+    """Deal a pilot's budget by whole seeds, all K draws of each: a seed with one draw shows no spread.
+
+    Raises:
+        DistdataError: the budget pays for fewer than 10 seeds with two draws though there are more seeds.
+    """
+    frame, money = problem.frame, budget.amount * (1 + MONEY_TOLERANCE)
+    price = np.ones(len(problem.usd)) if budget.kind == "samples" else problem.price()
+    if budget.kind != "samples":
+        _refuse_free(problem, problem.stock.offer, price)
+    offered = np.where(problem.weight > 0, sum_by_cell(frame, (frame.k_seed > 0).astype(np.int8)), 0)
+
+    usable = np.flatnonzero(frame.k_seed > 0)
+    first = np.searchsorted(usable, frame.start)[:-1]
+    opened = np.append(0, np.cumsum(frame.k_seed[usable] > 1))
+
+    def seeds_of(n_seeds: int) -> Ints:
+        return allocate(problem.weight, np.zeros_like(offered), offered, n_seeds)
+
+    def draws_of(n_seeds: int) -> Ints:
+        return first_seeds(frame, seeds_of(n_seeds))  # type: ignore[arg-type]
+
+    def n_open(n_seeds: int) -> int:
+        return int((opened[first + seeds_of(n_seeds)] - opened[first]).sum())
+
+    def cost(target: Ints) -> float:
+        bought = target if budget.kind == "samples" else problem.stock.fresh_for(target)
+        return float((bought * price).sum())
+
+    n_all = int(offered.sum())
+    n_seeds = first_true(lambda n: cost(draws_of(n)) > money, 1, n_all + 1) - 1
+    if (n_paid := n_open(n_seeds)) < MIN_SEEDS and n_seeds < n_all:
+        least = cost(draws_of(min(first_true(lambda n: n_open(n) >= MIN_SEEDS, 1, n_all + 1), n_all)))
+        raise DistdataError(
+            f"plan pilot: {budget} pays for {n_paid:,} seed{'' if n_paid == 1 else 's'} with two draws or more, and "
+            f"fewer than {MIN_SEEDS} show no spread to go by: these cost {budget.words(least)}. Give at least --budget "
+            f"{budget.text_at_least(least)}, or leave out --budget for the usual pilot."
+        )
+    target = draws_of(n_seeds)
+    left = budget.amount - cost(target)
+    return target, left if n_seeds == n_all and left > budget.amount * MONEY_TOLERANCE else 0.0
 
 
 def _by_samples(problem: Problem, budget: int) -> tuple[Ints, float]:
@@ -169,7 +227,7 @@ def _by_money(problem: Problem, amount: float) -> tuple[Ints, float]:
         target, upper = _by_money_in_layers(problem, layers, price_of, money)
     elif least > money * (1 + MONEY_TOLERANCE):
         assert request.budget is not None, "money comes from a budget"
-        _refuse_floors(problem, _with_cases(problem, least), f"cost {request.budget.text_at_least(least)}")
+        _refuse_floors(problem, _with_cases(problem, least), f"cost {request.budget.words(least)}")
         target = allocate_money(lower.astype(np.float64), np.zeros_like(lower), lower, price_of, money)
     else:
         target = allocate_money(problem.weight, lower, upper, price_of, money)
@@ -180,9 +238,10 @@ def _by_money(problem: Problem, amount: float) -> tuple[Ints, float]:
     return target, left if exhausted else 0.0
 
 
-def _by_money_in_layers(problem: Problem, layers: Layers, price_of: object, money: float) -> tuple[Ints, Ints]:
+def _by_money_in_layers(
+    problem: Problem, layers: Layers, price_of: Callable[[Ints], Floats], money: float
+) -> tuple[Ints, Ints]:
     """Find the largest total whose parts fit the money; return targets and what the largest total of all would be."""
-    assert callable(price_of), "a function from targets to prices"
     limit = money * (1 + MONEY_TOLERANCE)
     smallest, largest = layers.smallest(), layers.largest()
     scaled = problem.request.allow_undecidable
@@ -199,7 +258,7 @@ def _by_money_in_layers(problem: Problem, layers: Layers, price_of: object, mone
         assert budget is not None, "money comes from a budget"
         _refuse_floors(
             problem, _with_cases(problem, least),
-            f"take {low:,} samples in these shares of the layers, which cost {budget.text_at_least(least)}",
+            f"take {low:,} samples in these shares of the layers, which cost {budget.words(least)}",
         )  # fmt: skip
     total = first_true(too_dear, low, largest + 1) - 1
     return _layered(layers, max(total, 0)), _layered(layers, largest)
@@ -217,7 +276,6 @@ def _with_cases(problem: Problem, least: float) -> float:
 def _shortfall_note(problem: Problem, target: Ints, shortfall: float) -> str:
     budget, bounds = problem.request.budget, problem.bounds
     assert budget is not None, "only a budget falls short"
-    unit = {"samples": "samples", "usd": "dollars", "gpuh": "GPU-hours"}[budget.kind]
     held = (target >= bounds.upper) & (bounds.upper > 0)
     by_rule = held & (((bounds.cap != NO_RULE) & (bounds.cap < bounds.ceiling)) | (bounds.pin != NO_RULE))
     spent = ~held & (problem.stock.fresh_for(target) == problem.stock.offer) & (bounds.upper > 0)
@@ -231,7 +289,7 @@ def _shortfall_note(problem: Problem, target: Ints, shortfall: float) -> str:
     if problem.request.layers is not None:
         reasons.append("the shares of the layers hold the others back")
     return (
-        f"{shortfall:,.12g} {unit} of {budget} could not be placed: {'; '.join(reasons)}. Import more seeds, or raise "
+        f"{budget.words(shortfall)} of {budget} could not be placed: {'; '.join(reasons)}. Import more seeds, or raise "
         "K or the caps."
     )
 
@@ -254,8 +312,11 @@ def _refuse_nothing(problem: Problem, price: Floats, offered: Bools) -> None:
     assert budget is not None, "only a budget can be too small"
     if not offered.any() or price[offered].min() <= budget.amount:
         _refuse_no_room(problem, offered)
-    cheapest = budget.text_at_least(float(price[offered].min()))
-    raise DistdataError(f"plan {purpose}: {budget} buys nothing; the cheapest draw costs {cheapest}. Give more.")
+    cheapest = float(price[offered].min())
+    raise DistdataError(
+        f"plan {purpose}: {budget} buys nothing; the cheapest draw costs {budget.words(cheapest)}. Give at least "
+        f"--budget {budget.text_at_least(cheapest)}"
+    )
 
 
 def _refuse_no_room(problem: Problem, offered: Bools) -> None:
@@ -282,7 +343,10 @@ def _refuse_floors(problem: Problem, least: float, need: str) -> None:
         minima = problem.minima
         at = np.argsort(-minima.needed, kind="stable")
         shown = first_names([f"{minima.names[i]} {min(minima.needed[i], minima.ceiling[i]):,}" for i in at])
-        what, out = f"the decidable minima of {len(at):,} slices ({shown})", "widen their bands"
+        what, out = (
+            f"the decidable minima of {len(at):,} slice{'s' if len(at) > 1 else ''} ({shown})",
+            "widen their bands",
+        )
     else:
         pinned = int((bounds.pin > 0).sum())
         n_floors = int(((bounds.lower > 0) & (bounds.pin == NO_RULE)).sum())

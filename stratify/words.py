@@ -15,27 +15,34 @@ def plan_words(plan: Plan, plan_id: str, *, saved: bool, dry_run: bool, width: i
     n_seeds = plan.draws["seed_id"].n_unique()
     lines = [
         plan_table(_rows(plan), width=width, color=color),
-        f"{count(plan.n_target)} samples aimed at: {count(plan.n_credit)} are there, {count(plan.n_fresh)} to buy from "
-        f"{count(n_seeds)} seeds, {usd(plan.usd)} ({duration(plan.gpu_s)} of teacher time).",
+        f"{_n(plan.n_target, 'sample')} aimed at: {count(plan.n_credit)} are there, {count(plan.n_fresh)} to buy from "
+        f"{_n(n_seeds, 'seed')}, {usd(plan.usd)} ({duration(plan.gpu_s)} of teacher time).",
         f"By layer, of the samples and of what the fleet meets: {_layer_shares(plan)}.",
     ]
     if plan.n_marked:
-        lines.append(f"{plan.n_marked} cells are marked undecidable; --explain CELL says why.")
+        lines.append(
+            f"{_n(plan.n_marked, 'cell')} {'is' if plan.n_marked == 1 else 'are'} marked undecidable; --explain CELL "
+            "says why."
+        )
     if (n_unfillable := plan.unfillable.height) > 0:
         first = plan.unfillable.row(0, named=True)
         lines.append(
-            f"{n_unfillable} cells can't reach their target whatever is bought: {first['cell']} ({first['why']})"
+            f"{_n(n_unfillable, 'cell')} can't reach the target whatever is bought: {first['cell']} ({first['why']})"
             + (f" and {n_unfillable - 1} more; --json names them all." if n_unfillable > 1 else ".")
         )
     lines += plan.notes
     if not plan.n_fresh:
-        if not any(note.startswith("Nothing to buy") for note in plan.notes):
+        if not any(note.startswith("Nothing ") for note in plan.notes):
             lines.append("Nothing to buy: every target is met by what is there.")
     elif dry_run:
         lines.append("Dry run: nothing was saved.")
     else:
         lines.append(f"Plan {plan_id} {'saved' if saved else 'is saved already'}. Next: distdata generate")
     return "\n".join(lines)
+
+
+def _n(n: int, what: str) -> str:
+    return f"{count(n)} {what}{'' if n == 1 else 's'}"
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:

@@ -42,6 +42,10 @@ def tar_rows(path: Path) -> Iterator[SourceRow]:
                 yield _row(key, {name: data for name, data in sample.items() if not name.startswith("__")})
     except DistdataError:
         raise
+    except ValueError as e:
+        if "duplicate file name" in str(e):
+            raise _same_name(path, str(e)) from None
+        raise torn(path, f"after key {key or '(none)'}: {_first_words(e)}") from None
     except Exception as e:  # what a damaged archive makes tarfile, gzip and webdataset raise has no common class
         raise torn(path, f"after key {key or '(none)'}: {_first_words(e)}") from None
 
@@ -90,6 +94,17 @@ def _row(key: str, parts: dict[str, bytes]) -> SourceRow:
         facts |= read if isinstance(read, dict) else {}
         parts = {n: data for n, data in parts.items() if n != name}
     return SourceRow(place, facts, parts, n_bytes=sum(map(len, parts.values())))
+
+
+def _same_name(path: Path, words: str) -> DistdataError:
+    """Say which key webdataset has met again; its words begin with the entry's name."""
+    entry = words.partition(": duplicate file name")[0]
+    folder, slash, name = entry.rpartition("/")
+    key = folder + slash + name.partition(".")[0]
+    return DistdataError(
+        f"{path}: key {key!r} comes twice ({entry}); give each sample a key of its own. Nothing of this file was "
+        "ingested."
+    )
 
 
 def _first_words(e: Exception) -> str:

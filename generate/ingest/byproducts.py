@@ -17,7 +17,7 @@ from .mapping import load_mapping
 from .members import wanted_members
 from .outcome import CREDIT_KINDS, IngestResult, Say
 from .samples import Intake, log_progress, take_in
-from .sources import open_source
+from .sources import open_source, source_paths
 
 INGEST_LOCK = ".ingest-lock"
 
@@ -34,8 +34,8 @@ def ingest_byproduct(
 ) -> IngestResult:
     """Take in samples that the project's teacher made elsewhere; rows that can't count are refused with their reasons.
 
-    `paths` are WebDataset archives, Parquet or JSONL files, or folders of `log_byproduct`; each of them comes in whole
-    or not at all, and in the order given. `mapping` and `options` say what their columns mean (`mapping`).
+    `paths` are WebDataset archives, Parquet or JSONL files, folders of `log_byproduct`, or exports; each file comes
+    in whole or not at all, and in the order given. `mapping` and `options` say what their columns mean (`mapping`).
 
     Raises:
         DistdataError: an unknown kind, a mapping that doesn't fit, or a file that is torn; files before it are in.
@@ -51,10 +51,10 @@ def ingest_byproduct(
         )
     total = IngestResult(kind=kind, dry_run=dry_run)
     with ingest_lock(project):
-        for path in paths:
+        for path in source_paths(paths):
             catch_up(project)
             intake = Intake(source=kind, info=info, mapping=rules, wanted=wanted_members(project, info, rules))
-            source = open_source(path, log_progress(project))
+            source = open_source(path, log_progress(project, clean=False))
             total.add(take_in(project, source, intake, dry_run=dry_run, say=say))
     return total
 
@@ -87,7 +87,7 @@ def ingest_clean(
     )
     total = IngestResult(kind="clean", dry_run=dry_run)
     with ingest_lock(project):
-        for path in paths:
+        for path in source_paths(paths):
             catch_up(project)
             queue = read_cases(project).filter(kind="teacher_wrong")
             cases = dict(queue.select("case_id", "seed_id").iter_rows())
@@ -97,7 +97,8 @@ def ingest_clean(
                 source="clean", info=info, mapping=rules, cases=cases,
                 wanted=wanted_members(project, info, rules, any_teacher=True),
             )  # fmt: skip
-            done = take_in(project, open_source(path, log_progress(project)), intake, dry_run=dry_run, say=say)
+            source = open_source(path, log_progress(project, clean=True))
+            done = take_in(project, source, intake, dry_run=dry_run, say=say)
             total.add(done)
             if done.corrects and not dry_run:
                 n_closed = close_cases(project, sorted(set(done.corrects)), "corrected")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...catalogs.console import AsJson, DryRun, ProjectDir, emit, open_here, say
+from ...catalogs.errors import DistdataError
 
 if TYPE_CHECKING:
     from .outcome import IngestResult
@@ -66,10 +67,14 @@ def clean(
 
 @ingest_app.command()
 def divergence(
-    file: File,
+    file: Annotated[Path | None, typer.Argument(help="A .parquet, .jsonl or .csv file.")] = None,
     kind: Annotated[
         str | None, typer.Option(help="teacher_wrong or student_diverged, for rows that don't say theirs.")
     ] = None,
+    close: Annotated[
+        list[str] | None, typer.Option(help="Give up this case instead of reading a file; may be repeated.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why the case is given up.")] = None,
     mapping: Mapping = None,
     options: Map = None,
     dry_run: DryRun = False,
@@ -77,9 +82,14 @@ def divergence(
     as_json: AsJson = False,
 ) -> None:
     """Take cases into the divergence queue; open ones become seeds of the next plan."""
-    from .divergence import ingest_divergence
+    from .divergence import give_up, ingest_divergence
 
+    if (file is None) == (not close) or (reason is None) != (not close):
+        raise DistdataError("ingest divergence: give a FILE of cases, or --close CASE_ID with --reason TEXT.")
     here = open_here(project)
+    if file is None:
+        _tell(as_json, give_up(here, close or [], reason or "", dry_run=dry_run))
+        return
     _tell(
         as_json,
         ingest_divergence(here, file, kind=kind, mapping=mapping, options=options or [], dry_run=dry_run),
@@ -93,6 +103,12 @@ def rejects(
     partial: Annotated[
         bool, typer.Option("--partial", help="The verifier saw only the samples that the file names.")
     ] = False,
+    all_seen: Annotated[
+        bool,
+        typer.Option(
+            "--all-seen", help="The verifier saw everything, although the file names samples that are not here."
+        ),
+    ] = False,
     dry_run: DryRun = False,
     project: ProjectDir = Path(),
     as_json: AsJson = False,
@@ -100,8 +116,11 @@ def rejects(
     """Take in a verifier's rejects: they are exported no more, and the next plan buys what is short."""
     from .rejects import ingest_rejects
 
-    _tell(as_json, ingest_rejects(open_here(project), file, stage=stage, partial=partial, dry_run=dry_run))
+    here = open_here(project)
+    _tell(as_json, ingest_rejects(here, file, stage=stage, partial=partial, all_seen=all_seen, dry_run=dry_run))
 
 
 def _tell(as_json: bool, done: IngestResult) -> None:
     emit(as_json, done.as_dict(), lambda: "\n".join(done.lines()))
+    if done.n_refused and not done.n_taken + done.n_known:
+        raise DistdataError(f"ingest: every row was refused ({done.n_refused:,}); nothing was taken.")

@@ -8,18 +8,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ...catalogs import store
 from ...catalogs.cases import K_AUTO, blocked_seeds
 from ...catalogs.config import NAME_PATTERN
 from ...catalogs.errors import nearest
-from ...catalogs.hashing import content_hash, unit_interval
+from ...catalogs.hashing import content_hash, hash64, unit_interval
 from ...catalogs.project import Project
 from ...catalogs.seeds import MAX_ID_CHARS
 from .rows import RowFacts, RowRefusedError
 
 HELD_OUT = ("gate", "confirm")
+READ_ROWS = 10_000
 FIRST_K = 1000
 """Draws that nobody bought here have numbers from here on: their noise is not ours."""
 
@@ -71,11 +74,41 @@ class _Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookUp:
-    """What the catalog knows of some rows: seeds by id and by condition, and the splits of groups."""
+    """What the catalog knows of some rows: seeds by id and by (cell, canonical params), and the splits of groups."""
 
     seeds: dict[str, SeedFacts]
     by_condition: dict[tuple[int, str], str]
     splits: dict[str, str]
+
+
+def canonical_params(text: str | None) -> str:
+    """Write params so that equal ones are equal texts: keys sorted, no spaces, whole numbers without a point."""
+    return json.dumps(_canonical(json.loads(text or "{}")), sort_keys=True, separators=(",", ":"))
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    if isinstance(value, dict):
+        return {key: _canonical(part) for key, part in value.items()}
+    return [_canonical(part) for part in value] if isinstance(value, list) else value
+
+
+class _CellConditions(NamedTuple):
+    """The seeds of a cell by what they are: hashes of their canonical params, uint64 [N], and their ids."""
+
+    hashes: NDArray[np.uint64]
+    ids: pa.ChunkedArray
+
+
+def _read_cell(con: Any, cell_id: int) -> _CellConditions:
+    """Read the conditions of a cell, once per ingest: some 30 bytes of memory per seed."""
+    hashes, ids = [np.zeros(0, np.uint64)], []
+    reader = con.execute("SELECT seed_id, params FROM seeds WHERE cell_id = ?", [cell_id])
+    while rows := reader.fetchmany(READ_ROWS):
+        hashes.append(np.array([hash64("params", canonical_params(p)) for _, p in rows], np.uint64))
+        ids.append(pa.array([s for s, _ in rows], pa.string()))
+    return _CellConditions(np.concatenate(hashes), pa.chunked_array(ids, pa.string()))
 
 
 class Conditions:
@@ -101,6 +134,7 @@ class Conditions:
         self._cells = {row[1]: _Cell(*row) for row in rows}
         self._by_id = {c.cell_id: c for c in self._cells.values()}
         self._met: dict[str, SeedFacts] = {}
+        self._by_params: dict[int, _CellConditions] = {}
         self.new: dict[str, SeedFacts] = {}
 
     def look_up(self, rows: Iterable[RowFacts]) -> LookUp:
@@ -108,30 +142,43 @@ class Conditions:
         rows = list(rows)
         ids = [r.seed_id for r in rows if r.seed_id is not None]
         groups = [r.group for r in rows if r.group is not None]
-        places = [(c.cell_id, r.params or "{}") for r in rows if r.seed_id is None and (c := self._cell_of(r))]
-        numbers, params = pa.array([c for c, _ in places], pa.int32()), pa.array([p for _, p in places], pa.string())
-        wanted = pa.table({"cell_id": numbers, "params": params})
         columns = (
             "seed_id, cell_id, grp, split, decision_point, k, control_axis, control_value, params, prn, "
             "coalesce(origin, 'frame')"
         )
         with store.read(self._project.catalog_path) as con:
-            con.register("wanted", wanted)
-            found = con.execute(
-                f"SELECT {columns} FROM seeds WHERE seed_id IN (SELECT unnest(?::VARCHAR[])) UNION "
-                f"SELECT {columns} FROM seeds SEMI JOIN wanted USING (cell_id, params)",
-                [ids],
-            ).fetchall()
+            by_id = f"SELECT {columns} FROM seeds WHERE seed_id IN (SELECT unnest(?::VARCHAR[]))"
+            found = con.execute(by_id, [ids]).fetchall()
+            known = {row[0] for row in found}
+            alike = self._same_condition(con, [r for r in rows if r.seed_id not in known])
+            found += con.execute(by_id, [[s for s in alike if s not in known]]).fetchall()
             splits = con.execute(
                 "SELECT grp, min(split) FROM seeds WHERE grp IN (SELECT unnest(?::VARCHAR[])) GROUP BY ALL", [groups]
             ).fetchall()
         seeds = {row[0]: self._known(row) for row in found}
+        # a case's own seed is no place to meet: another row with its condition is another seed's
+        places = [s for s in seeds.values() if s.origin != "divergence"]
+        places.sort(key=lambda s: (s.split in HELD_OUT, s.seed_id))  # of two seeds that are one, what is held out wins
         return LookUp(
             seeds=seeds,
-            # a case's own seed is no place to meet: another row with its condition is another seed's
-            by_condition={(s.cell_id, s.params): s.seed_id for s in seeds.values() if s.origin != "divergence"},
+            by_condition={(s.cell_id, canonical_params(s.params)): s.seed_id for s in places},
             splits=dict(splits),
         )
+
+    def _same_condition(self, con: Any, rows: Sequence[RowFacts]) -> list[str]:
+        """Return the ids of seeds whose cell and params are probably those of a row (equal hashes)."""
+        wanted: dict[int, set[int]] = {}
+        for row in rows:
+            cell = self._cell_of(row)
+            if cell is not None:
+                wanted.setdefault(cell.cell_id, set()).add(hash64("params", canonical_params(row.params)))
+        ids: list[str] = []
+        for cell_id, numbers in wanted.items():
+            there = self._by_params.get(cell_id)
+            if there is None:
+                there = self._by_params[cell_id] = _read_cell(con, cell_id)
+            ids += there.ids.filter(pa.array(np.isin(there.hashes, np.array(sorted(numbers), np.uint64)))).to_pylist()
+        return ids
 
     def find(self, row: RowFacts, known: LookUp) -> SeedFacts:
         """Return the seed of a row whose sample is to be trained on. Raises RowRefusedError where it can't be."""
@@ -149,7 +196,7 @@ class Conditions:
         return self._catalogued(row, known) or self._fresh(row)
 
     def check_split(self, row: RowFacts, seed: SeedFacts, known: LookUp) -> None:
-        """Raise RowRefusedError when the seed's group, or the row's, is held out for gates."""
+        """Raise RowRefusedError when the seed's group, or the row's, is held out for gates, or where these differ."""
         split = known.splits.get(row.group) if row.group is not None else None
         for where, group in ((split, row.group), (seed.split, seed.group)):
             if where in HELD_OUT:
@@ -157,6 +204,11 @@ class Conditions:
                     "held out", f"group {group} is in the split {where}.",
                     "What gates are judged by must never be trained on; leave these rows out.",
                 )  # fmt: skip
+        if row.group not in (None, seed.group):
+            raise RowRefusedError(
+                "another group than the catalog's", f"seed {seed.seed_id} is in group {seed.group}, not {row.group}.",
+                "Splits go by groups: correct the row's group or its seed's id, or say no group.",
+            )  # fmt: skip
 
     def keep(self, seed: SeedFacts) -> None:
         """Remember that a taken row brought this seed."""
@@ -184,17 +236,21 @@ class Conditions:
                 raise RowRefusedError(
                     "no condition", "neither seed_id nor axes and scenario.", "Map seed_id, or axes.* and scenario."
                 )
-            known_id = known.by_condition.get((cell.cell_id, row.params or "{}"))
+            known_id = known.by_condition.get((cell.cell_id, canonical_params(row.params)))
             return known.seeds[known_id] if known_id is not None else None
         seed = known.seeds.get(row.seed_id)
         if seed is None:
-            return None
+            if cell is None or canonical_params(row.params) == "{}":  # where params say nothing, the id is all there is
+                return None
+            known_id = known.by_condition.get((cell.cell_id, canonical_params(row.params)))
+            twin = known.seeds[known_id] if known_id is not None else None
+            return twin if twin is not None and twin.split in HELD_OUT else None
         if cell is not None and cell.cell_id != seed.cell_id:
             raise RowRefusedError(
                 "another condition than the catalog's", f"seed {seed.seed_id} is {seed.cell}, not {cell.cell}.",
                 "The seed's id or the row's axes are wrong.",
             )  # fmt: skip
-        if row.params is not None and json.loads(row.params) != json.loads(seed.params):
+        if row.params is not None and canonical_params(row.params) != canonical_params(seed.params):
             raise RowRefusedError(
                 "another state than the catalog's", f"{seed.seed_id} has {seed.params[:80]}, not {row.params[:80]}.",
                 "Give the row a seed id of its own, or none.",
@@ -241,14 +297,14 @@ class Conditions:
                 "Import that seed first (distdata catalog import), or map axes.* and scenario.",
             )  # fmt: skip
         params = row.params or "{}"
-        seed_id = row.seed_id or f"by-{content_hash(['condition', cell.cell, params])}"
+        seed_id = row.seed_id or f"by-{content_hash(['condition', cell.cell, canonical_params(params)])}"
         if not re.fullmatch(NAME_PATTERN, seed_id) or len(seed_id) > MAX_ID_CHARS:
             raise RowRefusedError(
                 "bad seed id", f"{seed_id!r} is not 1 to {MAX_ID_CHARS} of A-Z a-z 0-9 _ -.", "Map another column."
             )
         earlier = self._met.get(seed_id)
         if earlier is not None:
-            if (earlier.cell_id, earlier.params) != (cell.cell_id, params):
+            if (earlier.cell_id, canonical_params(earlier.params)) != (cell.cell_id, canonical_params(params)):
                 raise RowRefusedError(
                     "one seed id for two conditions", f"{seed_id} was {earlier.cell} before, {cell.cell} here.",
                     "Give every condition an id of its own.",

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...catalogs import store
-from ...catalogs.cases import CaseKind, case_seed_id, read_cases
+from ...catalogs.cases import CaseKind, case_seed_id, close_cases, read_cases
 from ...catalogs.errors import DistdataError, nearest
 from ...catalogs.events import append_table
 from ...catalogs.hashing import content_hash, unit_interval
@@ -30,8 +30,8 @@ from ..teachers.registry import make_teacher, teacher_info
 from .byproducts import ingest_lock
 from .conditions import HELD_OUT, Conditions, LookUp, SeedFacts
 from .mapping import load_mapping
-from .outcome import IngestResult
-from .records import Records, read_records
+from .outcome import CLOSED, IngestResult
+from .records import Records, earlier_ingest, read_records
 from .rows import RowFacts, RowReader, RowRefusedError
 from .sources import SourceRow
 
@@ -82,11 +82,13 @@ def ingest_divergence(
         catch_up(project)
         rows = _Queue(project, info.content_hash, result).rows(_read(records, reader, kind, result))
         result.n_new_seeds = sum(r.get("new_seed_id") is not None for r in rows)
-        if rows and not dry_run:
+        ingest_id = f"cases-{records.sha256[:16]}"
+        # what was refused is kept too, once: the same file again has nothing new to say
+        if not dry_run and (rows or (result.n_refused and earlier_ingest(project, ingest_id) != result.n_refused)):
             meta = {
                 "source": records.label,
                 "ingest": {
-                    "ingest_id": f"cases-{records.sha256[:16]}", "kind": result.kind, "source": records.label,
+                    "ingest_id": ingest_id, "kind": result.kind, "source": records.label,
                     "sha256": records.sha256, "n_rows": result.n_rows, "n_taken": result.n_taken, "n_credit": 0,
                     "n_refused": result.n_refused, "created": _now(),
                 },
@@ -94,6 +96,23 @@ def ingest_divergence(
             }  # fmt: skip
             append_table(project.events_dir, "case", pa.Table.from_pylist(rows, CASE_SCHEMA), meta)
             catch_up(project)
+    return result
+
+
+def give_up(project: Project, case_ids: Sequence[str], reason: str, *, dry_run: bool = False) -> IngestResult:
+    """Close cases for good, whatever they wait for. What the teacher got wrong stays dropped and blocked.
+
+    Raises:
+        DistdataError: no reason, or an unknown case; none is closed then.
+    """
+    if not reason.strip():
+        raise DistdataError("ingest divergence --close: say why, with --reason TEXT.")
+    result = IngestResult(kind=CLOSED, sources=list(dict.fromkeys(case_ids)), dry_run=dry_run)
+    result.n_rows = len(result.sources)
+    with ingest_lock(project):
+        catch_up(project)
+        result.n_taken = close_cases(project, result.sources, reason, dry_run=dry_run)
+    result.n_known = result.n_rows - result.n_taken
     return result
 
 
@@ -106,7 +125,7 @@ def _read(records: Records, reader: RowReader, kind: str | None, result: IngestR
     for place, record in records.rows:
         row = SourceRow(place, record, record)
         try:
-            cases.append(_case(row, reader.facts(_without_samples(row)), kind))
+            cases.append(_case(row, reader, kind))
         except RowRefusedError as e:
             result.refusals.add(f"{records.label} {place}", e.refused)
     return cases
@@ -117,8 +136,9 @@ def _without_samples(row: SourceRow) -> SourceRow:
     return replace(row, facts={name: value for name, value in row.facts.items() if name != "sample_id"})
 
 
-def _case(row: SourceRow, facts: RowFacts, default_kind: str | None) -> _Case:
-    kind = str(row.fact("kind") or default_kind or "")
+def _case(row: SourceRow, reader: RowReader, default_kind: str | None) -> _Case:
+    facts = reader.facts(_without_samples(row))
+    kind = reader.text_of(row, "kind") or default_kind or ""
     if kind not in KINDS:
         words = f"kind = {kind!r}.{nearest(kind, KINDS)}" if kind else "no kind."
         raise RowRefusedError("unknown kind of case", words, "Say teacher_wrong or student_diverged, or give --kind.")
@@ -131,10 +151,10 @@ def _case(row: SourceRow, facts: RowFacts, default_kind: str | None) -> _Case:
         kind=kind,
         case_id=case_id,
         priority=_priority(row.fact("priority")),
-        note=str(row.fact("note") or ""),
-        student=str(row.fact("student") or ""),
+        note=reader.text_of(row, "note") or "",
+        student=reader.text_of(row, "student") or "",
         sample_ids=_sample_ids(row.fact("sample_id")),
-        teacher_hash=row.fact("teacher_hash"),
+        teacher_hash=reader.text_of(row, "teacher_hash") or None,
     )
 
 

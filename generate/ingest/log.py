@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import struct
 import sys
@@ -92,7 +93,7 @@ class ByproductLog:
                 does not fit its name). Raised at once, whether the disk works or not.
             OSError: with `strict`, the disk refused.
         """
-        if seed_id is None and (axes is None or scenario is None):
+        if seed_id is None and (not axes or scenario is None):
             raise ValueError("log_byproduct: give seed_id, or axes and scenario")
         if teacher_hash is None and teacher_version is None:
             raise ValueError("log_byproduct: give teacher_hash or teacher_version")
@@ -124,7 +125,7 @@ class ByproductLog:
             if "key" not in head:
                 head["key"] = f"{self._token}-{self._n_records}"
             self._n_records += 1
-            text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
+            text = _head_json(head)
             crc = zlib.crc32(text)
             for data in body:
                 crc = zlib.crc32(data, crc)
@@ -235,15 +236,58 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+# as `catalogs.codec` has it, which loads numpy
+_MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*\.[A-Za-z0-9]+")
+_MAGIC = {"npy": b"\x93NUMPY", "npz": b"PK"}
+
+
+def _head_json(head: Mapping[str, Any]) -> bytes:
+    """Write a head; numbers and arrays of numpy as the numbers and lists that they are."""
+    try:
+        text = json.dumps(head, separators=(",", ":"), allow_nan=False, default=_as_plain)
+        if "\\ud" in text:  # most often a character that JSON writes as two halves
+            json.dumps(head, ensure_ascii=False, default=_as_plain).encode()
+    except (TypeError, ValueError):
+        for name, value in {**head, **head["quality"]}.items():
+            try:
+                json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_plain).encode()
+            except (TypeError, ValueError) as e:
+                if name != "quality":
+                    raise _named(name, e) from None
+        raise
+    return text.encode()
+
+
+def _as_plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is nothing that JSON has")
+
+
+def _named(name: str, error: Exception) -> Exception:
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"log_byproduct: {name}: {error}")
+
+
 def _encode(name: str, value: Member) -> bytes:
     """Encode a member as `catalogs.codec` does, which is imported for arrays alone."""
-    if isinstance(value, bytes):
-        return value
+    if not _MEMBER.fullmatch(name) or name.lower() == "meta.json":
+        raise ValueError(f"log_byproduct: member {name!r}: want name.ending, and not meta.json, which is written here")
     ending = name.rpartition(".")[2].lower()
-    if ending == "txt" and isinstance(value, str):
-        return value.encode()
-    if ending == "json":
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    if isinstance(value, bytes | bytearray | memoryview):
+        data = bytes(value)
+        if not data.startswith(_MAGIC.get(ending, b"")):
+            raise ValueError(f"log_byproduct: member {name}: these bytes are no .{ending} file")
+        return data
+    try:
+        if ending == "txt" and isinstance(value, str):
+            return value.encode()
+        if ending == "json":
+            return json.dumps(
+                value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False, default=_as_plain
+            ).encode()
+    except (TypeError, ValueError) as e:
+        raise _named(f"member {name}", e) from None
     from ...catalogs.codec import encode_member
 
     return encode_member(name, value)

@@ -110,10 +110,12 @@ class IngestResult:
 
     def lines(self) -> list[str]:
         """Say in words what happened: the counts, then one line per reason for a refusal, then the notes."""
-        what = _WORDS.get(self.kind, "samples")
-        facts = [f"{self.n_taken:,} of {self.n_rows:,} {what} {'would be ' if self.dry_run else ''}taken"]
-        if self.n_known:
-            facts.append(f"{self.n_known:,} were here already")
+        what, done = _WORDS.get(self.kind, "samples"), "closed" if self.kind == CLOSED else "taken"
+        facts = [f"{self.n_taken:,} of {self.n_rows:,} {what} {'would be ' if self.dry_run else ''}{done}"]
+        if self.n_known and self.kind == CLOSED:
+            facts.append(f"{self.n_known:,} were over already")
+        elif self.n_known:
+            facts.append(f"{self.n_known:,} were here already or came twice")
         if self.kind in CREDIT_KINDS:
             facts.append(f"{self.n_credit:,} count as credit")
         if self.n_new_seeds:
@@ -129,4 +131,5 @@ class IngestResult:
 
 
 CREDIT_KINDS = ("golden", "audit", "arbitration")
-_WORDS = {"rejects": "verdicts", "divergence": "cases", "clean": "clean samples"}
+CLOSED = "closed"
+_WORDS = {"rejects": "verdicts", "divergence": "cases", CLOSED: "cases", "clean": "clean samples"}

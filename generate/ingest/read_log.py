@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from ...catalogs.errors import DistdataError
 from .log import FRAME, LOG_ENDING, MARK
 
+LOG_DEPTH = 2
+"""How many folders down logs are looked for: one per service and machine, not a whole disk."""
+
 
 class LogRecord(NamedTuple):
     """One whole record: where it lies, its head, and its encoded members; `wrong` says why it can't be read."""
@@ -31,8 +34,9 @@ class TornEnd(NamedTuple):
 
 
 def log_files(folder: Path) -> list[Path]:
-    """List the log files of a folder and of those in it, by path."""
-    return sorted(folder.rglob(f"*{LOG_ENDING}"))
+    """List the log files of a folder and of those up to `LOG_DEPTH` below it, by path."""
+    patterns = ["*/" * depth + f"*{LOG_ENDING}" for depth in range(LOG_DEPTH + 1)]
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
 
 def read_log(path: Path, start: int, stop: int) -> Iterator[LogRecord | TornEnd]:

@@ -15,11 +15,12 @@ from ...catalogs.store import read as read_catalog
 
 
 class Records(NamedTuple):
-    """The rows of a file, each with its place, and the hex SHA-256 of its bytes."""
+    """The rows of a file, each with its place, the hex SHA-256 of its bytes, and the names of its columns."""
 
     label: str
     sha256: str
     rows: list[tuple[str, dict[str, Any]]]
+    columns: list[str]
 
 
 def read_records(path: Path) -> Records:
@@ -30,25 +31,27 @@ def read_records(path: Path) -> Records:
     """
     try:
         data = path.read_bytes()
-        if path.suffix == ".parquet":
-            rows = [(f"row {i:,}", r) for i, r in enumerate(pl.read_parquet(data).iter_rows(named=True), start=1)]
-        elif path.suffix == ".csv":
-            frame = pl.read_csv(data, infer_schema=False) if data.strip() else pl.DataFrame()
+        if path.suffix in (".parquet", ".csv"):
+            frame = pl.DataFrame()
+            if path.suffix == ".parquet" or data.strip():
+                frame = pl.read_parquet(data) if path.suffix == ".parquet" else pl.read_csv(data, infer_schema=False)
             rows = [(f"row {i:,}", r) for i, r in enumerate(frame.iter_rows(named=True), start=1)]
+            columns = frame.columns
         elif path.suffix in (".jsonl", ".ndjson"):
             rows = _jsonl(path, data)
+            columns = list(dict.fromkeys(name for _, row in rows for name in row))
         else:
             raise DistdataError(f"{path}: unknown ending {path.suffix!r}. Read are .parquet, .jsonl and .csv.")
     except FileNotFoundError:
         raise DistdataError(f"{path}: not found.") from None
     except (OSError, pl.exceptions.PolarsError, UnicodeDecodeError) as e:
-        raise DistdataError(f"{path}: can't be read: {e}") from None
-    return Records(path.name, hashlib.sha256(data).hexdigest(), rows)
+        raise DistdataError(f"{path}: can't be read: {str(e).strip().partition(chr(10))[0]}") from None
+    return Records(path.name, hashlib.sha256(data).hexdigest(), rows, columns)
 
 
 def _jsonl(path: Path, data: bytes) -> list[tuple[str, dict[str, Any]]]:
     rows = []
-    for number, line in enumerate(data.decode().splitlines(), start=1):
+    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -21,28 +21,42 @@ from .records import Records, earlier_ingest, read_records
 
 STAGE = "verify"
 REASON = "rejected"
+UNKNOWN_SAMPLE = "unknown sample"
 
 
 def ingest_rejects(
-    project: Project, path: Path, *, stage: str = STAGE, partial: bool = False, dry_run: bool = False
+    project: Project,
+    path: Path,
+    *,
+    stage: str = STAGE,
+    partial: bool = False,
+    all_seen: bool = False,
+    dry_run: bool = False,
 ) -> IngestResult:
     """Take in the rejects of a verifier: columns sample_id, reason (optional) and stage (optional).
 
     The verifier is taken to have seen every sample that is registered now, so what it doesn't name is kept; with
-    `partial` it has seen only what it names, and the others stay unverified. The same file a second time changes
-    nothing: what was made since then, it has not seen.
+    `partial` it has seen only what it names, and the others stay unverified. A file that names samples which are not
+    here may be another project's: it verifies nothing, unless `all_seen` says that everything here was looked at. The
+    same file a second time changes nothing: what was made since then, it has not seen.
 
     Raises:
-        DistdataError: the file can't be read or has no sample_id.
+        DistdataError: the file can't be read, is empty, or has no sample_id; `partial` and `all_seen` both.
     """
+    if partial and all_seen:
+        raise DistdataError("ingest rejects: --partial and --all-seen contradict each other. Give one of them.")
     records = read_records(path)
-    if records.rows and not any("sample_id" in row for _, row in records.rows):
-        columns = list(records.rows[0][1])
-        raise DistdataError(f"{path}: column 'sample_id' is missing.{nearest('sample_id', columns)}")
+    if not records.columns and not all_seen:
+        raise DistdataError(
+            f"{path}: is empty. A verifier that rejects nothing writes a file with the header sample_id and no row, or "
+            "say --all-seen. Nothing was ingested."
+        )
+    if records.columns and "sample_id" not in records.columns:
+        raise DistdataError(f"{path}: column 'sample_id' is missing.{nearest('sample_id', records.columns)}")
     result = IngestResult(kind="rejects", sources=[records.label], n_rows=len(records.rows), dry_run=dry_run)
     with ingest_lock(project):
         catch_up(project)
-        ingest_id = f"rejects-{content_hash([records.sha256, stage, partial])}"
+        ingest_id = f"rejects-{content_hash([records.sha256, stage, partial, *['all seen'] * all_seen])}"
         refused_before = earlier_ingest(project, ingest_id)
         if refused_before == 0:
             result.n_known = result.n_rows
@@ -50,11 +64,19 @@ def ingest_rejects(
             return result
         drops = _drops(project, records, stage, result)
         stages = sorted({stage, *(d["stage"] for d in drops)})
-        units = [] if partial or refused_before is not None else _unseen_units(project, stages)
+        is_foreign = UNKNOWN_SAMPLE in result.refusals.groups and not all_seen
+        units = [] if partial or is_foreign or refused_before is not None else _unseen_units(project, stages)
         result.n_taken = len(drops)
         if partial:
             result.notes.append("Partial: what this file doesn't name stays unverified.")
+        elif is_foreign:
+            result.notes.append(
+                "No unit counts as verified: the file names samples that are not here, so it may be about another "
+                "project. If the verifier has seen everything here, say --all-seen."
+            )
         elif refused_before is None:
+            if not records.rows:
+                result.notes.append(f"{path.name} has no row: this verifier rejects nothing.")
             n_units = len({(u["plan_id"], u["unit"], u["attempt"]) for u in units})
             result.notes.append(
                 f"{n_units:,} units count as verified from now on: what was not rejected in them is kept."
@@ -93,7 +115,7 @@ def _drops(project: Project, records: Records, stage: str, result: IngestResult)
         if sample_id is None or str(sample_id) not in there:
             advice = "Verdicts are about samples of this catalog: distdata sql 'select sample_id from samples'."
             words = "sample_id is missing." if sample_id is None else f"sample_id {sample_id!r}."
-            result.refusals.add(f"{records.label} {place}", Refused("unknown sample", words, advice))
+            result.refusals.add(f"{records.label} {place}", Refused(UNKNOWN_SAMPLE, words, advice))
         elif at == CASE_STAGE:
             advice = "Tell of a wrong teacher output as a case: distdata ingest divergence."
             result.refusals.add(f"{records.label} {place}", Refused("reserved stage", f"stage {at!r}.", advice))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...catalogs.protocol import Member, MemberSpec, TeacherInfo
-from ...catalogs.seeds import MAX_NESTING
+from ...catalogs.seeds import STRICT, parse_json
 from .mapping import ALIASES, IngestMapping
 from .outcome import Refused
 from .sources import SourceRow
@@ -142,29 +142,33 @@ class RowReader:
         return None
 
     def _value(self, row: SourceRow, name: str) -> Any:
-        theirs = self._mapping.columns.get(name)
-        if theirs is not None:
-            value = row.fact(theirs)
-        else:
-            value = row.fact(name)
-            for alias in ALIASES.get(name, ()):
-                value = row.fact(alias) if value is None else value
+        return self._look(row, name, self._mapping.columns.get(name), (name, *ALIASES.get(name, ())))
+
+    def _look(self, row: SourceRow, name: str, theirs: str | None, usual: Sequence[str]) -> Any:
+        """Find a value, in our words: in the mapping's column, or else in the usual ones; last, the constant."""
+        found = (row.fact(column) for column in ([theirs] if theirs is not None else usual))
+        value = next((v for v in found if v is not None), None)
         if value is None:
             return self._mapping.constants.get(name)
         return self._mapping.values.get(name, {}).get(str(value), value)
 
     def _axis(self, row: SourceRow, axis: str) -> Any:
-        theirs = self._mapping.axes.get(axis)
-        value = row.fact(theirs) if theirs is not None else row.fact(axis)
-        if value is None and theirs is None:
-            value = row.fact(f"axes.{axis}")  # as our own log has them
-        if value is None:
-            return self._mapping.constants.get(axis)
-        return self._mapping.values.get(axis, {}).get(str(value), value)
+        # axes.NAME is how our own log has them
+        return self._look(row, axis, self._mapping.axes.get(axis), (axis, f"axes.{axis}"))
+
+    def text_of(self, row: SourceRow, name: str) -> str | None:
+        """Return a column that no mapping renames as text. Raises RowRefusedError for what is none."""
+        return self._text(row, name, row.fact(name))
 
     def _text(self, row: SourceRow, name: str, value: Any = ...) -> str | None:
         value = self._value(row, name) if value is ... else value
-        if value is None or isinstance(value, str):
+        if value is None:
+            return None
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise RowRefusedError(f"{name} is no text", f"{name} = {value!r} has half a surrogate pair.") from None
             return value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise RowRefusedError(f"{name} is no text", f"{name} = {value!r}.")
@@ -191,27 +195,12 @@ class RowReader:
         if value is None:
             return None
         try:
-            read = json.loads(value) if isinstance(value, str) else value
+            read = parse_json(value if isinstance(value, str) else json.dumps(value), STRICT)
             if not isinstance(read, dict):
                 raise ValueError(f"{type(read).__name__}, not an object")
-            if _depth(read) > MAX_NESTING:
-                raise ValueError(f"nested more than {MAX_NESTING} deep")
             return json.dumps(read, sort_keys=True, allow_nan=False)
         except (ValueError, TypeError, RecursionError) as e:
             raise RowRefusedError("params are no JSON object", f"{e}.") from None
-
-
-def _depth(value: Any) -> int:
-    deepest, level = 0, [value]
-    while level and deepest <= MAX_NESTING:
-        level = [
-            part
-            for item in level
-            if isinstance(item, dict | list)
-            for part in (item.values() if isinstance(item, dict) else item)
-        ]
-        deepest += 1
-    return deepest
 
 
 def _is_number(value: Any) -> bool:

@@ -39,7 +39,9 @@ from .write_units import TakenRow, UnitFacts, remove_beyond, write_unit
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 64 << 20
-LAST_K = 2**15 - 1
+LAST_K = 2**15 - 2  # the largest int16 is "all draws of the seed count", and k < k_counted must hold
+TAIL = 6
+"""How many characters at the end of a keyed sample's id say what the answer is; the others say whose it is."""
 SAY_EVERY_S = 2.0
 INTENT_FILE = "ingest.json"
 
@@ -85,12 +87,12 @@ def take_in(project: Project, source: Source, intake: Intake, *, dry_run: bool, 
     return _OneSource(project, source, intake, plan_id, result, dry_run=dry_run, say=say).run(n_before > 0)
 
 
-def log_progress(project: Project) -> dict[str, int]:
-    """Return up to which byte log files were taken in full, by file name, as the ingest events say."""
+def log_progress(project: Project, *, clean: bool) -> dict[str, int]:
+    """Return up to which byte log files were taken in full, by file name: as byproducts, or as clean samples."""
     done: dict[str, int] = {}
     for event in list_events(project.events_dir):
-        if event.kind == "ingest":
-            for name, stop in read_json(event).get("logs", {}).items():
+        if event.kind == "ingest" and ((header := read_json(event))["ingest"]["kind"] == "clean") == clean:
+            for name, stop in header.get("logs", {}).items():
                 done[name] = max(stop, done.get(name, 0))
     return done
 
@@ -140,7 +142,7 @@ class _OneSource:
         self._conditions = Conditions(project, teacher, "byproduct")
         self._wanted = intake.wanted
         self._counts: dict[str, _Counts] = {}
-        self._seen: set[bytes] = set()
+        self._seen: dict[bytes, str] = {}
         self._purpose = "byproduct" if intake.from_teacher else "clean"
         self._n_units = 0
         self._log_stops = {name: start for name, (start, _) in (source.spans or {}).items()}
@@ -233,8 +235,13 @@ class _OneSource:
         there = self._already_here(candidates)
         taken: list[TakenRow] = []
         for row, facts, sample in candidates:
-            digest = hashlib.blake2b(sample.sample_id.encode(), digest_size=10).digest()
-            if sample.sample_id in there or facts.key in there or digest in self._seen:
+            stem, tail = _stem(sample, facts)
+            digest = hashlib.blake2b(stem.encode(), digest_size=10).digest()
+            before = there.get(stem, self._seen.get(digest))
+            if before is not None and before != tail:
+                self._refuse(row, _other_answer(sample, facts))
+                continue
+            if before is not None or facts.key in there:
                 self._result.n_known += 1
             else:
                 counts = self._counts[sample.seed.seed_id]
@@ -243,7 +250,7 @@ class _OneSource:
                     words = f"seed {sample.seed.seed_id} has draws up to {LAST_K:,}."
                     self._refuse(row, Refused("too many of one seed", words, advice))
                     continue
-                self._seen.add(digest)
+                self._seen[digest] = tail
                 taken.append(self._number(sample, counts))
             if facts.case_id is not None:
                 self._result.corrects.append(facts.case_id)
@@ -275,21 +282,34 @@ class _OneSource:
             )
             raise RowRefusedError(what, f"{why}.")
         self._wanted = wanted
-        content = [self._intake.info.content_hash, self._purpose, facts.key or "", facts.outcome or ""]
-        chunks = [json.dumps(content).encode()]
+        origin = [self._intake.info.content_hash, self._purpose]
+        chunks = [json.dumps([*origin, "", facts.outcome or ""]).encode()]
         for name, data in encoded:
             if name != META_MEMBER:
                 chunks += [f"\0{name}\0{len(data)}\0".encode(), data]
-        sample_id = f"{seed.seed_id}-b{bytes_hash(chunks)}"
+        answer = bytes_hash(chunks)
+        if facts.key is not None:  # the key says which answer it is; what it says is told apart by the tail
+            answer = content_hash([*origin, facts.key])[:-TAIL] + answer[-TAIL:]
+        sample_id = f"{seed.seed_id}-b{answer}"
         return TakenRow(sample_id=sample_id, seed=seed, k=FIRST_K, outcome=facts.outcome, members=encoded)
 
-    def _already_here(self, candidates: Sequence[tuple[SourceRow, RowFacts, TakenRow]]) -> set[str]:
-        """Return which samples, or keys of samples, the catalog has; count the draws of the seeds on the way."""
+    def _already_here(self, candidates: Sequence[tuple[SourceRow, RowFacts, TakenRow]]) -> dict[str, str]:
+        """Return the stems and tails of samples that the catalog has; count the draws of the seeds on the way.
+
+        Ids that keys are come with them, as their own stems.
+        """
+        keyed = [_stem(s, f)[0] for _, f, s in candidates if f.key is not None]
+        keyed_seeds = list({s.seed.seed_id for _, f, s in candidates if f.key is not None})
         ids = [s.sample_id for _, _, s in candidates] + [f.key for _, f, _ in candidates if f.key is not None]
         seeds = list({s.seed.seed_id for _, _, s in candidates} - self._counts.keys())
         with store.read(self._project.catalog_path) as con:
             there = con.execute(
                 "SELECT sample_id FROM samples WHERE sample_id IN (SELECT unnest(?::VARCHAR[]))", [ids]
+            ).fetchall()
+            same_key = con.execute(
+                f"""SELECT sample_id FROM samples WHERE seed_id IN (SELECT unnest(?::VARCHAR[]))
+                    AND sample_id[:-{TAIL + 1}] IN (SELECT unnest(?::VARCHAR[]))""",
+                [keyed_seeds, keyed],
             ).fetchall()
             counts = con.execute(
                 """SELECT s.seed_id, count(*) FILTER (p.teacher_hash = ?), max(s.k)
@@ -299,7 +319,7 @@ class _OneSource:
             ).fetchall()
         self._counts |= {s: _Counts() for s in seeds}
         self._counts |= {s: _Counts(n, max(FIRST_K, last + 1)) for s, n, last in counts}
-        return {r[0] for r in there}
+        return {r[0]: "" for r in there} | {r[0][:-TAIL]: r[0][-TAIL:] for r in same_key}
 
     def _number(self, sample: TakenRow, counts: _Counts) -> TakenRow:
         """Give a new sample its number, and its facts the id and the number."""
@@ -375,6 +395,20 @@ class _OneSource:
             "sha256": dict(digests),
             "logs": {name.rpartition("/")[2]: stop for name, stop in self._log_stops.items()},
         }  # fmt: skip
+
+
+def _stem(sample: TakenRow, facts: RowFacts) -> tuple[str, str]:
+    """Split a sample's id into which answer it is and, where a key says that, what the answer is."""
+    at = len(sample.sample_id) - (TAIL if facts.key is not None else 0)
+    return sample.sample_id[:at], sample.sample_id[at:]
+
+
+def _other_answer(sample: TakenRow, facts: RowFacts) -> Refused:
+    return Refused(
+        "another answer under a known key",
+        f"key {facts.key!r} of seed {sample.seed.seed_id} has another content here.",
+        "A key names one answer once and for all: give this one a key of its own.",
+    )  # fmt: skip
 
 
 def _members_of_first(row: SourceRow) -> dict[str, MemberSpec | None]:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from codecs import BOM_UTF8 as BOM
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...catalogs.errors import DistdataError
 from .outcome import Refused
-from .read_log import TornEnd, log_files, read_log
+from .read_log import LOG_DEPTH, TornEnd, log_files, read_log
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".parquet", ".jsonl", ".ndjson")
+DATA_ENDINGS = (".tar", ".tar.gz", ".tgz", ".parquet")
+"""What is taken of a folder: beside an export's data lie JSON files that are none."""
 _BATCH_BYTES = 16 << 20
 _HASH_BYTES = 1 << 20
 
@@ -37,14 +40,14 @@ class SourceRow:
     def fact(self, name: str) -> Any:
         """Return a fact by its name, or by a dotted path into JSON; None where there is none."""
         if name in self.facts:
-            return _plain(self.facts[name])
+            return plain(self.facts[name])
         value: Any = self.facts
         for step in name.split("."):
             value = _parsed(value)
             if not isinstance(value, Mapping) or step not in value:
                 return None
             value = value[step]
-        return _plain(value)
+        return plain(value)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,6 +112,28 @@ def open_source(path: Path, read_before: Mapping[str, int]) -> Source:
     return Source(path=path, label=path.name, sha256=digest.hexdigest(), n_bytes=n_bytes)
 
 
+def source_paths(paths: Sequence[Path]) -> list[Path]:
+    """Put in the place of a folder without logs the data files in it and in its data/, which is how exports lie.
+
+    Raises:
+        DistdataError: a folder with neither.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir() or log_files(path):
+            found.append(path)
+            continue
+        places = (path.glob("*"), (path / "data").glob("*"), (path / "data").glob("*/*"))
+        files = sorted(f for place in places for f in place if f.name.endswith(DATA_ENDINGS) and f.is_file())
+        if not files:
+            raise DistdataError(
+                f"{path}: holds no log of log_byproduct (*.ddlog, at most {LOG_DEPTH} folders down), and neither it "
+                f"nor its data/ a file that ends in {', '.join(DATA_ENDINGS)}."
+            )
+        found += files
+    return found
+
+
 def _open_logs(folder: Path, read_before: Mapping[str, int]) -> Source:
     files = log_files(folder)
     if not files:
@@ -151,23 +176,44 @@ def _log_rows(source: Source) -> Iterator[SourceRow]:
 
 def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(path, "rb") as f:
             for number, line in enumerate(f, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line, parse_constant=_refuse_constant)
-                except (ValueError, RecursionError) as e:
-                    raise torn(path, f"line {number:,}: not valid JSON: {e}") from None
-                if not isinstance(record, dict):
-                    raise torn(path, f"line {number:,}: a row must be an object, got {type(record).__name__}")
-                yield SourceRow(f"line {number:,}", record, record, n_bytes=4 * len(line))
-    except (OSError, UnicodeDecodeError) as e:
+                if line.strip():
+                    yield _jsonl_row(path, f"line {number:,}", line.removeprefix(BOM) if number == 1 else line)
+    except OSError as e:
         raise torn(path, str(e)) from None
 
 
+def _jsonl_row(path: Path, place: str, line: bytes) -> SourceRow:
+    try:
+        record = json.loads(line.decode(), parse_constant=_refuse_constant)
+    except _NoNumberError as e:
+        return SourceRow(place, {}, {}, Refused("a number that JSON doesn't have", f"{e}.", "Write a number, or null."))
+    except UnicodeDecodeError as e:
+        raise DistdataError(
+            f"{path}: {place}: byte {e.start + 1:,} is no UTF-8. Nothing of this file was ingested; write it in UTF-8 "
+            "(from Latin-1: iconv -f latin1 -t utf-8) and try again."
+        ) from None
+    except (ValueError, RecursionError) as e:
+        if not line.endswith(b"\n"):
+            raise torn(path, f"{place}: not valid JSON: {e}") from None
+        raise DistdataError(
+            f"{path}: {place}: not valid JSON: {e}. Nothing of this file was ingested; every line is one JSON object."
+        ) from None
+    if not isinstance(record, dict):
+        raise DistdataError(
+            f"{path}: {place}: a row must be an object, got {type(record).__name__}. Nothing of this file was "
+            "ingested; every line is one JSON object."
+        )
+    return SourceRow(place, record, record, n_bytes=4 * len(line))
+
+
+class _NoNumberError(Exception):
+    pass
+
+
 def _refuse_constant(word: str) -> float:
-    raise ValueError(f"{word} is no JSON number")
+    raise _NoNumberError(f"{word} is no JSON number")
 
 
 class _ArrowRow(Mapping[str, Any]):
@@ -221,7 +267,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 def _parsed(value: Any) -> Any:
     """Look into JSON that a column holds as text, and into Arrow's structs."""
-    value = _plain(value)
+    value = plain(value)
     if isinstance(value, str) and value[:1] == "{":
         try:
             return json.loads(value)
@@ -230,5 +276,6 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return what an Arrow scalar holds, and anything else as it is."""
     return value.as_py() if hasattr(value, "as_py") else value

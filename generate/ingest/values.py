@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...catalogs.codec import decode_member
 from ...catalogs.protocol import Member, MemberSpec
 from .mapping import MemberRule
+from .sources import plain
 
 IMAGE_COLUMN = {"bytes", "path"}
 """Fields of a picture as `datasets` stores it."""
@@ -26,12 +27,12 @@ def member_value(name: str, raw: Any, rule: MemberRule | None, spec: MemberSpec 
     """
     ending = name.rpartition(".")[2].lower()
     if rule is not None and rule.encoding is not None:
-        raw = _decoded_text(name, _plain(raw), rule.encoding)
+        raw = _decoded_text(name, plain(raw), rule.encoding)
     if isinstance(raw, bytes):
         return _decoded(name, raw)
     if ending == "npy":
         return _array(name, raw, _dtype(rule, spec))
-    raw = _plain(raw)
+    raw = plain(raw)
     if ending == "npz" and isinstance(raw, Mapping):
         return {key: _array(f"{name}[{key}]", value, None) for key, value in raw.items()}
     if isinstance(raw, Mapping) and set(raw) == IMAGE_COLUMN and isinstance(raw["bytes"], bytes):
@@ -81,7 +82,7 @@ def _array(name: str, raw: Any, dtype: str | None) -> NDArray[Any]:
         array = _from_arrow(name, raw.values)
         if array is not None:
             return _cast(name, array, dtype)
-    raw = _plain(raw)
+    raw = plain(raw)
     if isinstance(raw, bytes):
         value = decode_member(f"{name}.npy", raw)
         assert isinstance(value, np.ndarray), "an .npy member decodes to an array"
@@ -143,7 +144,3 @@ def _picture(data: bytes) -> NDArray[Any]:
 
     with Image.open(io.BytesIO(data)) as picture:
         return np.asarray(picture)
-
-
-def _plain(value: Any) -> Any:
-    return value.as_py() if hasattr(value, "as_py") else value

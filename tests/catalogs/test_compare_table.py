@@ -9,7 +9,7 @@ from distdata.catalogs.compare_table import compare_table
 from distdata.catalogs.comparison import ComparedCell, Comparison, PolicyFigures
 
 FIGURES = PolicyFigures(
-    policy="fleet", n_target=1100, n_credit=0, n_fresh=1100, usd=55.0, gpu_h=2.5, layer_share=(1.0,), n_decidable=None,
+    policy="fleet", n_target=1100, n_credit=0, n_fresh=1100, usd=55.0, gpu_h=2.5, layer_share=(1.0,), n_gate_worth=None,
     effective_n=640.4, unseen_share=0.0, smallest_cell="b", smallest_n=10, n_at_floor=2, n_at_ceiling=3, shortfall=0.0,
 )  # fmt: skip
 

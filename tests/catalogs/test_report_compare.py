@@ -8,7 +8,16 @@ from html.parser import HTMLParser
 
 import pytest
 
-from distdata.catalogs.comparison import ComparedCell, ComparedSlice, Comparison, PolicyFigures, figure_rows, share_text
+from distdata.catalogs.comparison import (
+    GATE_WORTH,
+    ComparedCell,
+    ComparedSlice,
+    Comparison,
+    PolicyFigures,
+    figure_rows,
+    hours_text,
+    share_text,
+)
 from distdata.catalogs.report_compare import COLOURS, MAX_ROWS, PLOT_END, PLOT_X, compare_section
 from distdata.catalogs.report_style import DARK, LIGHT
 
@@ -17,7 +26,7 @@ VOID = {"wbr"}
 
 def _policy(name: str, layers: tuple[float, ...], **changes: object) -> PolicyFigures:
     figures = PolicyFigures(
-        policy=name, n_target=1100, n_credit=0, n_fresh=1100, usd=55.0, gpu_h=2.5, layer_share=layers, n_decidable=1,
+        policy=name, n_target=1100, n_credit=0, n_fresh=1100, usd=55.0, gpu_h=2.5, layer_share=layers, n_gate_worth=1,
         effective_n=640.4, unseen_share=0.0, smallest_cell="b/y", smallest_n=10, n_at_floor=2, n_at_ceiling=3,
         shortfall=0.0,
     )  # fmt: skip
@@ -144,9 +153,36 @@ def test_many_cells_are_drawn_in_runs() -> None:
     left, right = PLOT_X + 14, PLOT_END - 14
     ends = [left + (right - left) * math.log10(n) / 3 for n in (13, 988)]
     assert [xs[0], xs[-1]] == pytest.approx(ends, abs=0.06)
-    assert "1–25: s0/x first: fleet 1 to 25, median 13, gate 7 to 7, median 7" in checker.texts
+    assert "cells 1–25, from s0/x to s24/x: fleet 1 to 25, median 13, gate 7 to 7, median 7" in checker.texts
+    assert "cells 976–1,000, each 0.1%" in checker.texts  # a line is named by what its cells are, not by one of them
+    assert "1,000 cells, grouped, most frequent first" in checker.texts
+    assert "bar: least to most of a line's 25 cells; mark: their median" in checker.texts
     assert checker.texts.count("2.5%") == MAX_ROWS
     assert "800 rarer cells are left out here." in checker.texts
+
+
+def test_runs_tell_their_spread() -> None:
+    """A line of unlike cells says the most and the least that the fleet meets one of them; lines differ by one cell."""
+    c = _comparison([(1, 2)] * 60)
+    cells = tuple(replace(cell, fleet_share=1 / 2 ** (i + 1)) for i, cell in enumerate(c.cells))
+    texts = _parsed(compare_section(replace(c, cells=cells))).texts
+    # 60 cells on 40 lines: one, two, one, two, ... cells; a single cell has its name
+    assert "s0/x" in texts
+    assert "cells 2–3, each 25% to 12%" in texts  # 1/4 and 1/8 = 12.5%, which rounds to the even 12
+    assert "bar: least to most of a line's 1 or 2 cells; mark: their median" in texts
+
+
+def test_long_names_keep_both_ends() -> None:
+    """A name with no room is cut in the middle, so that cells of a slice can be told apart; the tooltip has it all."""
+    c = _comparison([(1, 2)])
+    name = ",".join(f"a{i}_v{i}" for i in range(20))
+    cells = tuple(replace(c.cells[0], cell=f"{name}/{scenario}") for scenario in ("cut_in", "merge"))
+    texts = _parsed(compare_section(replace(c, cells=cells))).texts
+    shown = [text for text in texts if "…" in text]
+    assert [(text[:5], text.split("/")[1], len(text)) for text in shown] == [
+        ("a0_v0", "cut_in", 44), ("a0_v0", "merge", 44),
+    ]  # fmt: skip
+    assert sum(f"{name}/merge (core)" in text for text in texts) == 1
 
 
 def test_names_are_escaped() -> None:
@@ -195,7 +231,9 @@ def test_key_figures() -> None:
     """Lines that say something are there with a value per policy; those that say nothing are not."""
     c = _comparison([(1, 2)])
     rows = dict(figure_rows(c))
-    assert rows["decidable slices"] == ["1 of 1", "1 of 1"]
+    assert rows["slices with a gate's worth of samples"] == ["1 of 1", "1 of 1"]
+    assert GATE_WORTH.replace("'", "&#x27;") in compare_section(c)
+    assert not any("decidable" in name for name in rows)  # training samples decide no gate
     assert (rows["effective sample size"][0], rows["cost"][0], rows["GPU-hours"][0]) == ("640", "$55.00", "2.5")
     assert {"that exist", "fleet share unseen", "left over, all full"}.isdisjoint(rows)
     more = replace(c, policies=tuple(
@@ -205,7 +243,7 @@ def test_key_figures() -> None:
     assert (rows["that exist"], rows["fleet share unseen"], rows["left over, all full"]) == (
         ["5", "5"], ["2%", "2%"], ["–", "12"],
     )  # fmt: skip
-    assert "decidable slices" not in rows
+    assert "slices with a gate's worth of samples" not in rows
 
 
 @pytest.mark.parametrize(
@@ -215,3 +253,15 @@ def test_key_figures() -> None:
 def test_shares_are_written_short(share: float, text: str) -> None:
     """Two digits below ten per cent, whole per cents above, and never 0% for something."""
     assert share_text(share) == text
+
+
+@pytest.mark.parametrize(
+    ("gpu_h", "text"),
+    [
+        (0.0, "0"), (1e-7, "<0.000001"), (2.375e-5, "0.0000238"), (0.00292, "0.00292"), (0.5, "0.5"),
+        (0.9996, "1.0"), (2.5, "2.5"), (999.96, "1,000"), (13_976.4, "13,976"),
+    ],
+)  # fmt: skip
+def test_gpu_hours_are_never_0_for_something(gpu_h: float, text: str) -> None:
+    """A purchase of some dollars' fractions shows its fractions of an hour."""
+    assert hours_text(gpu_h) == text

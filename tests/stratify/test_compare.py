@@ -92,7 +92,7 @@ def test_figures_by_hand() -> None:
         ("day", 360, (475, 350, 200)),
         ("night", 350, (225, 350, 500)),
     ]
-    assert [p.n_decidable for p in c.policies] == [1, 1, 1]
+    assert [p.n_gate_worth for p in c.policies] == [1, 1, 1]
     assert [(p.n_target, p.n_fresh, p.usd, p.gpu_h) for p in c.policies] == [(700, 700, 350.0, pytest.approx(7.0))] * 3
     assert (fleet.smallest_cell, fleet.smallest_n, gate.smallest_n) == ("night/cross", 45, 100)
     assert [p.n_at_ceiling for p in c.policies] == [1, 0, 1]  # 400 seeds: fleet's day/follow, gate's night/cross
@@ -124,11 +124,11 @@ def test_caps_and_pins_count_as_ceilings() -> None:
 
 
 def test_unknown_minima_are_not_counted() -> None:
-    """Without minima no policy claims a decidable slice; with some only those count."""
+    """Without minima no policy claims a slice with a gate's worth; with some only those count."""
     bare = compare_policies(("fleet", "gate"), _planner())
-    assert [p.n_decidable for p in bare.policies] == [None, None]
+    assert [p.n_gate_worth for p in bare.policies] == [None, None]
     some = compare_policies(("fleet", "gate"), _planner(), needed={"night": 226})
-    assert ([p.n_decidable for p in some.policies], some.n_decidable_of) == ([0, 1], 1)
+    assert ([p.n_gate_worth for p in some.policies], some.n_gate_worth_of) == ([0, 1], 1)
 
 
 def test_effective_sample_size() -> None:
@@ -185,7 +185,8 @@ def test_policies_are_read() -> None:
     """Names in any order, with spaces; at least two, each known and once."""
     assert parse_policies("fleet, uniform,gate") == ("fleet", "uniform", "gate")
     for text, message in (
-        ("fleet,unifrom", "no policy 'unifrom'.*uniform"),
+        ("fleet,unifrom", "no policy 'unifrom'. Did you mean 'uniform'\\?$"),
+        ("fleet,xyz", "no policy 'xyz'. Known: gate, uniform, fleet, neyman.$"),  # what is known is said once
         ("gate,gate", "gate is named twice"),
         ("gate", "at least two of gate, uniform, fleet, neyman"),
         ("", "at least two"),

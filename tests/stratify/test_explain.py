@@ -9,6 +9,7 @@ from distdata.stratify.explain import MAX_CELLS, explain
 from distdata.stratify.minima import GateAims
 from distdata.stratify.plan import make_plan
 from distdata.stratify.request import Plan, PlanRequest, Rates
+from distdata.stratify.words import plan_words
 
 
 def _plan(budget: str = "40samples", n_values: int = 2, **changes: object) -> Plan:
@@ -117,8 +118,7 @@ def test_bounds_marks_and_infeasible_cells_are_said() -> None:
     half = "\n".join(explain(_plan(expected_yield=0.5), "night,rain/cross"))
     # 16 kept samples at a yield of 0.5 are 32 draws, but its 5 seeds offer 19 more; the one there is counts half
     assert "yield 50.0%, expected: nothing was verified here yet" in half
-    assert "existing draws 1 are worth 0.5 kept samples" in half
-    assert "existing draws 1: buy 19 for" in half
+    assert "existing draws 1 are worth 0.5 kept samples: buy 19 for" in half
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,8 @@ def test_rules_layers_verdicts_and_unfillable_cells_are_said() -> None:
     """Pins, caps, the rules' own words, a layer's part, a measured yield and what can't be filled are told."""
     cells = _two(
         pin=[None, 70], cap=[12, None], rule=["cap 12 (plan.rules[0]: slice=day)", None],
-        k_source=["pilot of the cell", None], yield_kept=[0, 12], yield_verified=[30, 20],
+        k_source=["8: within 0.31, between 0.05, from 12 pilot seeds of the cell", None],
+        yield_kept=[0, 12], yield_verified=[30, 20],
     )  # fmt: skip
     verdicts = pl.DataFrame(
         {"seed_id": [f"c1-{i:02d}" for i in range(20)], "k": [0] * 20, "state": ["kept"] * 12 + ["rejected"] * 8}
@@ -185,15 +186,24 @@ def test_rules_layers_verdicts_and_unfillable_cells_are_said() -> None:
     plan = _small(request, cells, "train", bought=verdicts)
     day, night = "\n".join(explain(plan, "day")), "\n".join(explain(plan, "night"))
     assert "rules: cap 12 (plan.rules[0]: slice=day)" in day
-    assert "K: pilot of the cell" in day
+    assert "  K 8: within 0.31, between 0.05, from 12 pilot seeds of the cell" in day
     assert "layer core: 0.1667 of 72 samples = 12 for all its cells" in day
     assert ", capped at 12 by the rules: target 12 kept samples" in day
     assert ", held by the cap" in day
     assert "unfillable: verifiers kept none of 20 draws or more; no top-up will reach 12" in day
     assert "pinned to 70 by the rules, ceiling 60 (60 seeds x 1 draws): target 60 kept samples, all that there" in night
     assert "yield 80.0%, measured by its verdicts" in night  # (12 + 20) / (20 + 20)
-    assert "existing draws 12 (8 more were rejected) are worth 12.0 kept samples" in night
+    assert "existing draws 12 (8 more were rejected) are worth 12.0 kept samples: buy 48 for $24.00" in night
+    assert night.count("existing draws") == 1
     assert "marked: its floor of 70 could not be met" in night
+
+
+def test_a_floor_by_rule_is_said_to_be_one() -> None:
+    """A rule's floor of 30 is the rule's, and the floor of the other cell that of its seeds."""
+    request = PlanRequest(purpose="train", budget=parse_budget("40samples"), held_out=(), floor_seeds=2)
+    plan = _small(request, _two(floor=[30, None]), "train")
+    assert "floor 30 (by the rules), ceiling" in "\n".join(explain(plan, "day"))
+    assert "floor 2 (K draws of its first 2), ceiling" in "\n".join(explain(plan, "night"))
 
 
 def test_gate_plans_say_their_minimum_and_price() -> None:
@@ -233,3 +243,17 @@ def test_many_cells_are_cut_with_a_count() -> None:
     lines = explain(plan, "night")
     assert sum(not line.startswith(" ") for line in lines) == MAX_CELLS + 1
     assert lines[-1].startswith("... and 8 more cells match 'night'")
+
+
+def test_a_plan_is_told_in_plain_words() -> None:
+    """One sample is no plural, and an empty plan says once that there is nothing to buy."""
+    cells = _two()
+    request = PlanRequest(purpose="train", budget=parse_budget("1samples"), held_out=(), floor_seeds=0)
+    plan = _small(request, cells, "train")
+    said = plan_words(plan, "x", saved=True, dry_run=False, width=100, color=False)
+    assert "1 sample aimed at: 0 are there, 1 to buy from 1 seed, $0.50" in said
+    goals = pl.DataFrame({"cell_id": [0], "target": [1]})
+    top_up = PlanRequest(purpose="train", held_out=(), top_up=True)
+    full = _small(top_up, cells, "train", goals=goals, bought=plan.draws.select("seed_id", "k"))
+    said = plan_words(full, "x", saved=True, dry_run=False, width=100, color=False)
+    assert said.count("Nothing to buy") == said.count("Nothing") == 1

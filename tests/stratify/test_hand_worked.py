@@ -57,7 +57,7 @@ CASES = {
     "neyman": Case(
         budget="30samples",
         request={"policy": "neyman"},
-        cells={"sigma": [0.1, 0.4, 0.6]},
+        cells={"within_others": [0.01, 0.06, 0.26], "between_others": [0.0, 0.1, 0.1]},  # K = 1: 0.1^2, 0.4^2, 0.6^2
         prices=(1.0, 4.0, 1.0),
         target=[10, 10, 10],
         fresh=[10, 10, 10],

@@ -177,7 +177,7 @@ def test_a_budget_below_the_minima_is_refused_with_the_smallest_that_does() -> N
     ):
         _plan("175samples", [99] * 4, aims=SHARP)
     assert _plan("176samples", [99] * 4, aims=SHARP).n_fresh == 176
-    with pytest.raises(DistdataError, match=r"cost 176usd; the budget is 100usd.*--budget 176usd"):
+    with pytest.raises(DistdataError, match=r"cost \$176.00; the budget is 100usd.*--budget 176usd"):
         _plan("$100", [99] * 4, aims=SHARP)
     scaled = _plan("88samples", [99] * 4, aims=SHARP, allow_undecidable=True)
     assert scaled.n_target == 88

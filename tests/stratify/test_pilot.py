@@ -52,10 +52,12 @@ def test_numbers_by_hand() -> None:
     assert row["ss_within"] == pytest.approx(8)
     assert row["ss_between"] == pytest.approx(19.2)
     assert row["n_coef"] == pytest.approx(2.4)
-    settled = with_pilot(_cells(1), _draws({"a": [1, 3], "b": [5, 5, 8]}), seed_cost=4.0, k_max=32)
+    settled = with_pilot(_cells(1, k=[4]), _draws({"a": [1, 3], "b": [5, 5, 8]}), seed_cost=4.0, k_max=32)
     assert settled["within"][0] == pytest.approx(8 / 3)
     assert settled["between"][0] == pytest.approx(6.888889)
-    assert settled["sigma"][0] == pytest.approx(np.sqrt(8 / 3))
+    assert np.isnan(settled["sigma"][0])  # two seeds are too few to go by
+    many = {str(i): [1.0, 3.0] for i in range(10)}  # 2 within, over 1, each
+    assert with_pilot(_cells(1), _draws(many), seed_cost=4, k_max=32)["sigma"][0] == pytest.approx(np.sqrt(2))
 
 
 def test_categories_are_sums_over_their_indicators() -> None:
@@ -143,7 +145,7 @@ def test_a_cell_whose_outcomes_differ_is_open(n_differ: int, is_open: bool) -> N
     texts = ["aaab"] * n_differ + ["bbbb"] * (12 - n_differ)
     settled = with_pilot(_cells(1), _outcomes(texts), seed_cost=4, k_max=32)
     assert settled["decision"].to_list() == [is_open]
-    assert settled["k_source"].to_list() == ["pilot of the cell"]
+    assert settled["k_source"][0].endswith("from 12 pilot seeds of the cell")
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.10, 0.0, 0.10), (0.5, 0.95, 1.0), (0.0, 0.0, 0.0)])
@@ -176,9 +178,14 @@ def test_small_cells_borrow_from_their_scenario_type() -> None:
         decision=pl.Series([False, False, False, False, True])
     )
     settled = with_pilot(cells, draws, seed_cost=4, k_max=32)
+    # x: 12 within over 33 = 0.3636, none of it shows between; y: 20 over 30, every seed half and half; all: 32 over 69
     assert settled["k_source"].to_list() == [
-        "pilot of its scenario type", "pilot of its scenario type", "pilot of the cell", "pilot of all cells", "given",
-    ]  # fmt: skip
+        "32: within 0.36, between 0, from 11 pilot seeds of its scenario type",
+        "32: within 0.36, between 0, from 11 pilot seeds of its scenario type",
+        "32: within 0.67, between 0, from 10 pilot seeds of the cell",
+        "32: within 0.46, between 0, from 23 pilot seeds of all cells",
+        "7: given",
+    ]
     # x pooled: 6 x (4 - 8/4) = 12 within over 33; type y: 10 x 2 over 30
     assert settled["within"].to_list()[:3] == pytest.approx([12 / 33, 12 / 33, 2 / 3])
     assert settled["decision"].to_list() == [True] * 5
@@ -206,7 +213,7 @@ def test_no_pilot_is_an_error_that_says_how_to_make_one() -> None:
     with pytest.raises(DistdataError, match=r"no seed has two draws yet.*distdata plan --purpose pilot"):
         with_pilot(_cells(1), _outcomes(["a", "b", "c"]), seed_cost=4, k_max=32)
     settled = with_pilot(_cells(1, k=[5]), _outcomes(["a", "b", "c"]), seed_cost=4, k_max=32)  # nothing to settle
-    assert settled.select("k", "decision", "k_source", "n_pilot_seeds").rows() == [(5, False, "given", 0)]
+    assert settled.select("k", "decision", "k_source", "n_pilot_seeds").rows() == [(5, False, "5: given", 0)]
     assert np.isnan(settled["sigma"][0])
     with pytest.raises(DistdataError, match="neither a column 'outcome' nor 'value'"):
         pilot_spread(pl.DataFrame({"seed_id": ["a"], "cell_id": [0]}))
@@ -251,8 +258,45 @@ def test_many_cells_of_a_type_share_its_pilot() -> None:
 
 
 def test_a_pilot_can_be_given_a_budget() -> None:
-    """With a budget the weights deal it, without floors."""
-    assert _pilot(_cells(2), _seeds([50, 50]), "10samples").cells["fresh"].to_list() == [5, 5]
+    """The weights deal whole seeds, without floors: 51 samples are 12 seeds of four draws; too few are refused."""
+    plan = _pilot(_cells(2), _seeds([50, 50]), "51samples")
+    assert plan.cells["fresh"].to_list() == [24, 24]
+    assert plan.draws.group_by("seed_id").len()["len"].to_list() == [4] * 12
+    assert (plan.shortfall, plan.notes) == (0.0, ())
+    for money in ("$51", "0.0142gpuh"):  # 51.1 s
+        assert _pilot(_cells(2), _seeds([50, 50]), money).cells["fresh"].to_list() == [24, 24]
+    few = "39samples pays for 9 seeds with two draws or more, .* cost 40 samples. Give at least --budget 40samples"
+    with pytest.raises(DistdataError, match=few):
+        _pilot(_cells(2), _seeds([50, 50]), "39samples")
+    assert _pilot(_cells(2), _seeds([50, 50]), "40samples").n_fresh == 40
+    # where every second seed is closed, ten open ones come with nine or ten closed ones: by prn open first, 10 + 10
+    half = _seeds([50, 50]).with_columns(decision_point=pl.Series([i % 2 == 0 for i in range(100)]))
+    with pytest.raises(DistdataError, match=r"45samples pays for 9 seeds with .* these cost 48 samples"):
+        _pilot(_cells(2), half, "45samples")
+    # all that there is: six seeds, and the rest is left over
+    assert _pilot(_cells(2), _seeds([3, 3]), "30samples").shortfall == 6.0
+
+
+def test_auto_k_needs_ten_seeds() -> None:
+    """Nine seeds with two draws settle no K; ten do."""
+    with pytest.raises(DistdataError, match=r"needs a pilot of at least 10 seeds, and only 9 seeds have two draws yet"):
+        with_pilot(_cells(1), _outcomes(["ab"] * 9), seed_cost=4, k_max=32)
+    assert with_pilot(_cells(1), _outcomes(["ab"] * 10), seed_cost=4, k_max=32)["k"].to_list() == [32]
+
+
+def test_spreads_for_neyman_come_from_other_cells() -> None:
+    """A cell's own pilot does not enter: of its type's others, of all others, or nothing, by who has 10 seeds."""
+    mixed, closed = ["abab"] * 5 + ["aaaa"] * 5, ["aaaa", "bbbb"] * 5
+    draws = pl.concat([_outcomes(mixed, cell=0), _outcomes(closed, cell=1), _outcomes(closed, cell=2)])
+    settled = with_pilot(_cells(4, ["x", "x", "y", "z"], [4] * 4), draws, seed_cost=4, k_max=32)
+    # mixed: 5 x 2 = 10 within over 30; closed: nothing within; halves of both, the scale of a share's variance.
+    # y has no other cell: cells 0 and 1 together, 10 over 60; z no pilot: all three, 10 over 90
+    assert settled["within_others"].to_list() == pytest.approx([0, 1 / 6, 1 / 12, 1 / 18])
+    # closed: among 5 x 16 / 4 x 2 - (20^2 + 20^2) / 40 = 20 over 9; over n0 = 40 (1 - 1/10) / 9 = 4
+    assert settled["between_others"][0] == pytest.approx(20 / 9 / 4 / 2)
+    alone = with_pilot(_cells(2, ["x", "y"], [4] * 2), _outcomes(mixed), seed_cost=4, k_max=32)
+    assert np.isnan(alone["within_others"][0])
+    assert alone["within_others"][1] == pytest.approx(1 / 6)
 
 
 def test_a_pilot_settles_the_next_plan() -> None:
@@ -267,4 +311,4 @@ def test_a_pilot_settles_the_next_plan() -> None:
         1,
         6,
     ]
-    assert plan.cells["k_source"].to_list() == ["pilot of the cell"] * 2
+    assert plan.cells["k_source"][1].endswith("from 12 pilot seeds of the cell")

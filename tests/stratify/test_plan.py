@@ -231,8 +231,87 @@ def test_boosts_go_to_slices_and_cells() -> None:
     cells = cells.with_columns(cell=pl.col("slice") + "/" + pl.col("scenario"))
     plan = _plan("90samples", cells, _seeds([90, 90, 90]), boosts={"a/y": 6.0, "a": 2.0})
     assert _column(plan, "target") == [20, 60, 10]
-    with pytest.raises(DistdataError, match=r"boost for 'a/yy'.*Did you mean 'a/y'"):
+    with pytest.raises(DistdataError, match=r"--boost a/yy: no scenario type 'yy'. Did you mean 'y'"):
         _plan("9samples", cells, _seeds([9, 9, 9]), boosts={"a/yy": 2.0})
+
+
+def test_boosts_name_cells_as_a_person_does() -> None:
+    """Values in any order, some of them, or a type: the pattern with the most values wins, and ties must agree."""
+    slices = [f"{light},{ground},dry" for light in ("day", "night") for ground in ("fog", "rain")]
+    cells = _cells(4).with_columns(slice=pl.Series(slices)).with_columns(cell=pl.col("slice") + "/cross")
+
+    def boost(**factors: float) -> list[object]:
+        boosts = {name.replace("_", ",").replace("X", "/"): factor for name, factor in factors.items()}
+        return _column(_plan("90samples", cells, _seeds([9] * 4), boosts=boosts), "boost")
+
+    assert boost(rain_night=2.0) == [1, 1, 1, 2]
+    assert boost(night=3.0, rain_night=2.0) == boost(rain_night=2.0, night=3.0) == [1, 1, 3, 2]
+    assert boost(cross=5.0, nightXcross=6.0) == [5, 5, 6, 6]
+    assert boost(night=3.0, rain=3.0) == [1, 3, 3, 3]
+    with pytest.raises(
+        DistdataError, match=r"--boost night=3 and --boost rain=2 both name night,rain,dry/cross, with eq"
+    ):
+        boost(night=3.0, rain=2.0)
+    with pytest.raises(DistdataError, match=r"--boost qqq: no axis value 'qqq'. Known: day, dry, fog, night, rain, cr"):
+        boost(qqq=2.0)
+
+
+@pytest.mark.parametrize(
+    ("bands", "changes", "reason"),
+    [
+        (
+            [0.1, 1e-160],
+            {},
+            r"weight of s1/cross is too large .* its band 1e-160 is 1e\+159 times tighter .* gamma = 2. W",
+        ),
+        (
+            [0.1, 1e-100],
+            {"gamma": 4.0},
+            r"1e\+99 times tighter than the widest, 0.1, which counts to the power of gamma",
+        ),
+        ([0.1, 0.1], {"boosts": {"s0": 1e308, "s1": 1e308}, "gamma": 0.0, "fleet_blend": 0.0}, None),
+        ([0.1, 1e-3], {"boosts": {"s1": 1e306}}, r"1e\+02 times|100 times .*, times a boost of 1e\+306"),
+    ],
+)
+def test_weights_beyond_numbers_are_refused(bands: list[float], changes: dict[str, object], reason: str | None) -> None:
+    """A band so tight that its weight is no number is refused with its ratio; large ones that are numbers plan."""
+    cells, seeds = _cells(2, band=bands), _seeds([9, 9])
+    if reason is None:
+        assert _column(_plan("10samples", cells, seeds, **changes), "target") == [5, 5]
+        return
+    with pytest.raises(DistdataError, match=reason):
+        _plan("10samples", cells, seeds, **changes)
+
+
+def test_bands_near_zero_are_undecidable() -> None:
+    """A gate at a band of 1e-160 needs more draws than numbers go: a refusal, no warning."""
+    request = PlanRequest(purpose="gate", held_out=("gate",), min_groups=0)
+    with pytest.raises(DistdataError, match=r"s0 \(band 1e-160\) needs 4,6"):
+        make_plan(request, _cells(1, band=[1e-160]), _seeds([30], split="gate"), NOTHING, RATES)
+
+
+def test_prices_beyond_every_budget_are_refused() -> None:
+    """A draw of 1e308 seconds is a mistake of unit, for one price and for a cell's."""
+    with pytest.raises(DistdataError, match=r"gpu_s = 1e\+308 per draw; a price must be a number from 0 to 1e\+12"):
+        Rates(usd=1.0, gpu_s=1e308)
+    rates = pl.DataFrame({"cell_id": [0], "usd": [1e300], "gpu_s": [1.0]})
+    with pytest.raises(DistdataError, match=r"1 cell has no usd per draw from 0 to 1e\+12, s0/cross \(1e\+300\)"):
+        make_plan(_request("$5"), _cells(1), _seeds([9]), NOTHING, rates)
+
+
+def test_neyman_says_when_it_knows_no_spread() -> None:
+    """Without a pilot neyman is the fleet's plan, and says so; with one it is not, and a cell without spread gets some.
+
+    Spreads sqrt(4 x 0.05 + 0.01) = 0.458 and 0.1: 0.5 x 0.458 to 0.5 x 0.1, of 56: 46 and 10.
+    """
+    fleet = _plan("56samples", _cells(2), _seeds([50, 50], decision=True), policy="neyman")
+    assert _column(fleet, "target") == [28, 28]
+    assert "Policy neyman knows no spreads" in fleet.notes[0]
+    cells = _cells(2, within_others=[0.01, 0.01], between_others=[0.05, 0.0])
+    plan = _plan("56samples", cells, _seeds([50, 50], decision=True), policy="neyman")
+    assert (_column(plan, "target"), plan.notes) == ([46, 10], ())
+    flat = _cells(2, within_others=[0.01, 0.0], between_others=[0.05, 0.0])
+    assert _column(_plan("56samples", flat, _seeds([50, 50], decision=True), policy="neyman"), "target") == [28, 28]
 
 
 def test_floors_above_the_budget_are_refused_with_the_smallest_that_would_do() -> None:
@@ -243,7 +322,7 @@ def test_floors_above_the_budget_are_refused_with_the_smallest_that_would_do() -
     ):
         _plan("19samples", cells, seeds, floor_seeds=2)
     assert _column(_plan("20samples", cells, seeds, floor_seeds=2), "target") == [8, 8, 4]
-    with pytest.raises(DistdataError, match=r"cost 10usd; the budget is 9.99usd. Give at least --budget 10usd"):
+    with pytest.raises(DistdataError, match=r"cost \$10.00; the budget is 9.99usd. Give at least --budget 10usd"):
         _plan("9.99usd", cells, seeds, floor_seeds=2)
     assert _plan("10usd", cells, seeds, floor_seeds=2).n_fresh == 20
     with pytest.raises(DistdataError, match=r"--budget 0.2gpuh"):
@@ -316,8 +395,14 @@ def test_a_gate_plan_may_miss_a_cell_but_not_a_slice() -> None:
         ({"cells": _cells(2, feasible=[False, False])}, "none of the 2 cells is feasible"),
         ({"cells": _cells(2, fleet_share=[0.0, 0.0]), "policy": "fleet"}, "weight 0"),
         ({"rates": Rates(usd=0.0, gpu_s=1.0), "budget": "5usd"}, "costs 0 usd"),
-        ({"rates": Rates(usd=7.0, gpu_s=1.0), "budget": "5usd"}, "buys nothing; the cheapest draw costs 7usd"),
-        ({"rates": pl.DataFrame({"cell_id": [0], "usd": [1.0], "gpu_s": [1.0]})}, "1 cells have no usd.*s1/cross"),
+        (
+            {"rates": Rates(usd=7.0, gpu_s=1.0), "budget": "5usd"},
+            r"buys nothing; the cheapest draw costs \$7.00. Give at least --budget 7usd",
+        ),
+        (
+            {"rates": pl.DataFrame({"cell_id": [0], "usd": [1.0], "gpu_s": [1.0]})},
+            "1 cell has no usd per draw.*s1/cross",
+        ),
     ],
 )
 def test_bad_inputs_are_refused(changes: dict[str, object], reason: str) -> None:

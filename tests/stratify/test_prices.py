@@ -22,7 +22,7 @@ def _plan(budget: str | None, n_seeds: list[int], band: list[float], **changes: 
             "cell": [f"s{i}/x" for i in range(n)],
             "slice": [f"s{i}" for i in range(n)],
             "scenario": ["x"] * n,
-            "layer": ["core"] * n,
+            "layer": changes.pop("layer", ["core"] * n),
             "feasible": [True] * n,
             "band": band,
             "fleet_share": [1 / n] * n,
@@ -65,6 +65,20 @@ def test_a_price_is_what_a_plan_with_that_band_takes() -> None:
         other = _plan(f"{3000 + more}samples", seeds, sharper)
         expected = [t + (more if j == i else 0) for j, t in enumerate(plan.cells["target"])]
         assert other.cells["target"].to_list() == expected
+
+
+def test_layers_have_levels_of_their_own() -> None:
+    """With half of 1,000 to each of two layers the price is that of two plans of 500, one for each layer.
+
+    Core: weights 1 and 4 of 500: 100 and 400; next 4 / 400.5: 1.2346 / 0.0099875 - 0.5 = 123.1, so 124, and 4.9383 /
+    0.0099875 - 0.5 = 493.95, so 494. Long tail: 250 each, next 1 / 250.5: 1.2346 x 250.5 - 0.5 = 308.8, so 309.
+    """
+    bands = [0.1, 0.05, 0.1, 0.1]
+    shares = {"core": 0.5, "long_tail": 0.5}
+    layer = ["core", "core", "long_tail", "long_tail"]
+    plan = _plan("1000samples", [2000] * 4, bands, layer=layer, layers=shares)
+    assert plan.cells["target"].to_list() == [100, 400, 250, 250]
+    assert plan.prices["n_samples"].to_list() == [24, 94, 59, 59]
 
 
 def test_seeds_that_run_out_are_counted_as_missing() -> None:

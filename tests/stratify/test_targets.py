@@ -1,5 +1,6 @@
 """Targets: layers held to the sample, money with yields, top-ups that end at their goals, and what is refused."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,11 +100,11 @@ def test_money_beyond_what_the_shares_allow_is_a_named_shortfall() -> None:
     assert counts == {"core": 26, "failure_mode": 16, "long_tail": 10}
     assert plan.shortfall == 500 - 26
     assert plan.notes == (
-        "474 dollars of 500usd could not be placed: 1 cell has no more seeds x K to give; the shares of the layers "
+        "$474.00 of 500usd could not be placed: 1 cell has no more seeds x K to give; the shares of the layers "
         "hold the others back. Import more seeds, or raise K or the caps.",
     )
     # one sample more, asked for directly, does not hold
-    with pytest.raises(DistdataError, match=r"plan at most the 52 samples at which the shares hold"):
+    with pytest.raises(DistdataError, match=r"Plan at most the 52 samples at which the shares hold"):
         _plan("53samples", _cells(THREE), _seeds([99, 99, 99, 10]), layers=LAYERS)
     assert _by_layer(_plan("52samples", _cells(THREE), _seeds([99, 99, 99, 10]), layers=LAYERS)) == counts
 
@@ -117,7 +118,7 @@ def test_layers_that_cannot_hold_are_refused_with_a_way_out() -> None:
     with pytest.raises(
         DistdataError,
         match=r"layer long_tail has 0.2 of 20 samples = 4, and the floors and pins of its cells need 5. Give at least "
-        r"--budget 23samples, raise its share under \[plan\] layers to 0.25",
+        r"--budget 23samples, set \[plan\] layers to core = 0.5, failure_mode = 0.25, long_tail = 0.25, lower",
     ):
         _plan("20samples", mixed, many, layers=LAYERS, floor_seeds=5)
     # Webster at 23: 0.2 / 4.5 = 0.0444 is the 23rd largest: core 11 (0.5/10.5 = .0476), failure mode 7 (.3/6.5 = .0462)
@@ -126,15 +127,41 @@ def test_layers_that_cannot_hold_are_refused_with_a_way_out() -> None:
     # of the failure mode (0.3 / 75.5 = 0.003974)
     with pytest.raises(
         DistdataError,
-        match=r"layer long_tail has 0.2 of 400 samples = 80, and its cells can take 50 at most .* at most 0.125, "
-        r"import more seeds for it, or plan at most the 252 samples at which the shares hold",
+        match=r"layer long_tail has 0.2 of 400 samples = 80, and its cells can take 50 at most .* Plan at most "
+        r"the 252 samples at which the shares hold, set \[plan\] layers to core = ",
     ):
         _plan("400samples", mixed, _seeds([150, 150, 150, 50]), layers=LAYERS)
-    with pytest.raises(DistdataError, match=r"layer failure_mode has 0 of 40 samples = 0, .* need 5. No budget satisf"):
+    with pytest.raises(
+        DistdataError, match=r"layer failure_mode has 0 of 40 samples = 0, .* need 5. No budget holds these shares, set"
+    ):
         _plan("40samples", mixed, many, layers={"core": 0.8, "long_tail": 0.2}, floor_seeds=5)
-    with pytest.raises(DistdataError, match=r"take 23 samples in these shares of the layers, which cost 11.50usd"):
+    with pytest.raises(
+        DistdataError,
+        match=r"take 23 samples in these shares of the layers, which cost \$11.50; .* Give at least --budget 11.50usd",
+    ):
         _plan("$11", mixed, many, layers=LAYERS, floor_seeds=5)
     assert _plan("$11.50", mixed, many, layers=LAYERS, floor_seeds=5).n_target == 23
+
+
+def test_refused_layers_come_with_shares_that_hold() -> None:
+    """All layers that fail are told at once, and the shares that are proposed plan as they stand."""
+    cells, seeds = _cells(THREE), _seeds([50, 50, 50, 50])
+    few = {"core": 0.9, "failure_mode": 0.05, "long_tail": 0.05}
+    with pytest.raises(
+        DistdataError, match=r"layer failure_mode has 0.05 .* need 5; layer long_tail has 0.05"
+    ) as refused:
+        _plan("27samples", cells, seeds, layers=few, floor_seeds=5)
+    found = dict(re.findall(r"(core|failure_mode|long_tail) = ([\d.]+\d)", str(refused.value)))
+    shares = {name: float(share) for name, share in found.items()}
+    assert _plan("27samples", cells, seeds, layers=shares, floor_seeds=5).n_target == 27
+    # the long tail's 50 seeds and the failure mode's 50 bound 97% of 200 from above
+    with pytest.raises(
+        DistdataError, match=r"layer failure_mode .* 50 at most .*; layer long_tail .* 50 at mo"
+    ) as refused:
+        _plan("190samples", cells, seeds, layers={"core": 0.4, "failure_mode": 0.3, "long_tail": 0.3})
+    found = dict(re.findall(r"(core|failure_mode|long_tail) = ([\d.]+\d)", str(refused.value)))
+    shares = {name: float(share) for name, share in found.items()}
+    assert _plan("190samples", cells, seeds, layers=shares).n_target == 190
 
 
 def test_layers_can_be_planned_short() -> None:
@@ -371,12 +398,29 @@ def test_a_top_up_by_hand() -> None:
     assert plan.cells["target"].to_list() == [10, 4]
     assert plan.cells["fresh"].to_list() == [5, 0]
     assert plan.notes == ()
-    with pytest.raises(DistdataError, match=r"0.10usd buys nothing; the cheapest draw costs 0.50usd"):
+    with pytest.raises(
+        DistdataError, match=r"0.10usd buys nothing; the cheapest draw costs \$0.50. Give at least --budget 0.50usd"
+    ):
         _plan("0.1usd", cells, seeds, bought, top_up=True, goals=goals)
     # 1 dollar pays 2 of the 5 draws
     part = _plan("$1", cells, seeds, bought, top_up=True, goals=goals)
     assert (part.cells["target"].to_list(), part.n_fresh) == ([10, 4], 2)
-    assert part.notes == ("1usd pays for 2 of the 5 draws that are short; all of them cost 2.50usd.",)
+    assert part.notes == ("1usd pays for 2 of the 5 draws that are short; all of them cost $2.50.",)
+
+
+def test_money_is_told_as_it_is() -> None:
+    """Real sums are told to a person as they are, and rounded up only where a budget is to be typed."""
+    cells, seeds = _cells(["core"] * 2), _seeds([50, 50])
+    request = PlanRequest(purpose="train", budget=parse_budget("0.001usd"), held_out=(), floor_seeds=2)
+    with pytest.raises(DistdataError, match=r"cost \$0.00332; the budget is 0.001usd. Give at least --budget 0.01usd"):
+        make_plan(request, cells, seeds, NOTHING, Rates(usd=0.00083, gpu_s=1.0))
+    goals = pl.DataFrame({"cell_id": [0], "target": [4]})
+    request = PlanRequest(purpose="train", budget=parse_budget("0.001usd"), held_out=(), top_up=True)
+    plan = make_plan(request, cells, seeds, NOTHING, Rates(usd=0.0005, gpu_s=1.0), goals=goals)
+    assert plan.notes == ("0.001usd pays for 2 of the 4 draws that are short; all of them cost $0.002.",)
+    hours = _plan("400gpuh", cells, seeds)  # 100 draws of 0.01 hours
+    assert hours.notes[0].startswith("399 GPU-hours of 400gpuh could not be placed")
+    assert _plan("1000000000000usd", cells, seeds).notes[0].startswith("$999,999,999,950 of 1000000000000usd could")
 
 
 def test_nothing_short_is_an_empty_plan_with_a_word() -> None:
@@ -385,7 +429,7 @@ def test_nothing_short_is_an_empty_plan_with_a_word() -> None:
     goals = pl.DataFrame({"cell_id": [0], "target": [1]})
     plan = _plan(None, cells, seeds, _states(_one("c0-00000"), set()), top_up=True, goals=goals)
     assert plan.n_fresh == 0
-    assert plan.notes == ("Nothing is short: all 1 cells with a target stand at it. Nothing to buy.",)
+    assert plan.notes == ("Nothing to buy: the one cell with a target stands at it.",)
     for none in (None, goals.clear()):
         with pytest.raises(DistdataError, match="no plan in force whose targets could be filled"):
             _plan(None, cells, seeds, top_up=True, goals=none)

@@ -86,6 +86,12 @@ class World:
         return project
 
     @staticmethod
+    def copy(project: Project, root: Path) -> Project:
+        """Copy a project as it is on disk."""
+        shutil.copytree(project.root, root)
+        return Project.open(root)
+
+    @staticmethod
     def _splits(seeds: pl.DataFrame, _used: pl.DataFrame) -> pl.DataFrame:
         held_out = {"drive-21": "gate", "drive-22": "confirm", "drive-23": "confirm"}
         groups = seeds.select("grp").unique(maintain_order=True)
@@ -159,7 +165,27 @@ def world() -> World:
     return World()
 
 
+@pytest.fixture(scope="session")
+def seeded(world: World, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Build once the project that tests get copies of."""
+    return world.build(tmp_path_factory.mktemp("seeded") / "project")
+
+
+@pytest.fixture(scope="session")
+def bought_once(world: World, seeded: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Buy once six draws in two units of a copy."""
+    project = world.copy(seeded, tmp_path_factory.mktemp("bought") / "project")
+    world.buy(project, [("s00", 0), ("s00", 1), ("s02", 0), ("s02", 1), ("s04", 0), ("s04", 1)])
+    return project
+
+
 @pytest.fixture
-def project(world: World, tmp_path: Path) -> Project:
+def project(world: World, seeded: Project, tmp_path: Path) -> Project:
     """Hand out a fresh small project with seeds and no draws."""
-    return world.build(tmp_path / "project")
+    return world.copy(seeded, tmp_path / "project")
+
+
+@pytest.fixture
+def bought(world: World, bought_once: Project, tmp_path: Path) -> Project:
+    """Hand out a fresh small project with six draws in two units."""
+    return world.copy(bought_once, tmp_path / "project")

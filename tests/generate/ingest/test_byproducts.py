@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from distdata.catalogs.check import check_project
 from distdata.catalogs.codec import decode_member, encode_member
@@ -21,8 +23,11 @@ from distdata.catalogs.intake import import_seeds
 from distdata.catalogs.project import Project
 from distdata.curate.export_hf import export_hf
 from distdata.generate.ingest import samples
-from distdata.generate.ingest.byproducts import ingest_byproduct
+from distdata.generate.ingest.byproducts import ingest_byproduct, ingest_clean
+from distdata.generate.ingest.commands import ingest_app
+from distdata.generate.ingest.conditions import Conditions, canonical_params
 from distdata.generate.ingest.log import log_byproduct
+from distdata.generate.ingest.rows import RowFacts, RowRefusedError
 
 
 def rows_of(world: Any, seeds: list[str], **more: Any) -> list[dict[str, Any]]:
@@ -108,6 +113,8 @@ REFUSED = [
     ),
     ({"params": {"v": 9}}, "another state than the catalog's", 's00 has {"v": 0}, not {"v": 9}.'),
     ({"params": [1]}, "params are no JSON object", "list, not an object."),
+    ({"params": '{"a": "\\ud800"}'}, "params are no JSON object", "half of a surrogate pair"),
+    ({"params": '{"a": ' + "[" * 200 + "]" * 200 + "}"}, "params are no JSON object", "nested 201 deep; at most 100"),
     ({"x": [1.0, 2.0]}, "members don't fit", "x.npy: shape (2,), want (5,)."),
     ({"x": None}, "member x.npy is missing", "no 'x.npy'"),
     ({"x": "text"}, "member x.npy can't be read", "x.npy: got str, want an array"),
@@ -227,6 +234,88 @@ def test_a_held_out_condition_is_recognised_without_its_id(world: Any, project: 
     assert world.sql(project, "SELECT seed_id, pi FROM samples") == [("s05", 1.0)]
 
 
+def test_a_generated_held_out_condition_is_recognised_without_its_id(world: Any, tmp_path: Path) -> None:
+    """Params are compared as values: the driving world's seeds are recognised, whatever order their keys come in."""
+    project = init_project(tmp_path / "p", "driving", 60).project
+    columns = "seed_id, split, cell, params"
+    by_split = {s: (i, c, p) for i, s, c, p in world.sql(project, f"SELECT {columns} FROM seeds_wide ORDER BY 1 DESC")}
+    assert {"train", "gate"} <= set(by_split)
+    rows = []
+    for split in ("train", "gate"):
+        _, cell, text = by_split[split]
+        axes, scenario = cell.split("/")
+        params = dict(reversed(json.loads(text).items()))
+        assert len(params) > 1
+        assert json.dumps(params, sort_keys=True) != text
+        condition = {**dict(zip(project.config.axes, axes.split(","), strict=True)), "scenario": scenario}
+        rows.append(RowFacts(
+            key=None, seed_id=None, axes=tuple(axes.split(",")), scenario=scenario, params=json.dumps(params),
+            group=None, decision_point=None, control_axis=None, control_value=None, outcome=None, case_id=None,
+        ))  # fmt: skip
+        assert len(condition) == len(project.config.axes) + 1
+    conditions = Conditions(project, None, "byproduct")
+    train, gate = rows
+    unknown = dataclasses.replace(gate, seed_id="somebodys-own")
+    known = conditions.look_up([train, gate, unknown])
+    assert conditions.find(train, known).seed_id == by_split["train"][0]
+    for row in (gate, unknown):
+        with pytest.raises(RowRefusedError, match="held out"):
+            conditions.find(row, known)
+
+
+def test_params_are_compared_as_values() -> None:
+    """Order, spaces, escapes and 1.0 for 1 say nothing; another number does."""
+    same = ['{"a": {"c": 1, "b": [2.0, 1e3]}, "é": true}', '{"\\u00e9":true,"a":{"b":[2,1000],"c":1.0}}']
+    assert canonical_params(same[0]) == canonical_params(same[1])
+    assert canonical_params('{"a": 1.5}') != canonical_params('{"a": 1.25}')
+    assert canonical_params('{"a": 1e300}') == '{"a":1e+300}'
+    assert canonical_params(None) == "{}"
+
+
+def test_a_group_that_is_not_the_seeds_is_refused(world: Any, project: Project, tmp_path: Path) -> None:
+    """A row that names a seed and another group contradicts itself; its own group, or none, does not."""
+    rows = [{**r, "group": g} for r, g in zip(rows_of(world, ["s00"] * 3), ("drive-01", "drive-00", None), strict=True)]
+    done = ingest_byproduct(project, [write_jsonl(tmp_path / "a.jsonl", rows)])
+    assert (done.n_taken, reasons(done)) == (2, {"another group than the catalog's": 1})
+
+
+def test_a_key_is_one_answer(world: Any, project: Project, tmp_path: Path) -> None:
+    """Another content under a known key of a seed is refused with the key, in the same file and in a later one."""
+    (row,) = rows_of(world, ["s00"], key="r1")
+    other = {**row, "outcome": "high"}
+    done = ingest_byproduct(project, [write_jsonl(tmp_path / "a.jsonl", [row, other, row])])
+    assert (done.n_taken, done.n_known, reasons(done)) == (1, 1, {"another answer under a known key": 1})
+    later = [other, {**other, "key": "r2"}, {**other, "seed_id": "s01"}]
+    done = ingest_byproduct(project, [write_jsonl(tmp_path / "b.jsonl", later)])
+    assert (done.n_taken, reasons(done)) == (2, {"another answer under a known key": 1})
+    (group,) = done.refusals.groups.values()
+    assert group.example == "key 'r1' of seed s00 has another content here."
+    assert world.sql(project, "SELECT seed_id, outcome FROM samples ORDER BY ALL") == [
+        ("s00", "high"), ("s00", "low"), ("s01", "high"),
+    ]  # fmt: skip
+
+
+def test_a_file_of_which_all_is_refused_is_an_error(world: Any, project: Project, tmp_path: Path) -> None:
+    """The command fails when it could take nothing, and only then."""
+    path = write_jsonl(tmp_path / "a.jsonl", rows_of(world, ["zz", "s21"]))
+    run = lambda: CliRunner().invoke(ingest_app, ["byproduct", str(path), "--project", str(project.root)])  # noqa: E731
+    ran = run()
+    assert "refused, 1: unknown seed" in ran.stdout
+    assert str(ran.exception) == "ingest: every row was refused (2); nothing was taken."
+    write_jsonl(path, rows_of(world, ["zz", "s00"]))
+    assert run().exit_code == 0
+
+
+def test_clean_samples_of_a_log_are_asked_for_themselves(world: Any, project: Project, tmp_path: Path) -> None:
+    """That the clean samples of a folder came in does not hide its byproducts."""
+    log_byproduct(
+        tmp_path / "log", seed_id="s00", members={"x.npy": world.answer(0)}, outcome="low", teacher_version="1"
+    )
+    assert ingest_clean(project, [tmp_path / "log"]).n_taken == 1
+    assert ingest_byproduct(project, [tmp_path / "log"]).n_taken == 1
+    assert ingest_byproduct(project, [tmp_path / "log"]).n_rows == 0
+
+
 def test_one_id_is_one_condition(world: Any, project: Project, tmp_path: Path) -> None:
     """An unknown id that means two conditions is refused where it says the second."""
     row = {**rows_of(world, ["mine"])[0], "weather": "rain", "light": "day", "scenario": "cross"}
@@ -279,7 +368,7 @@ def test_our_own_export_needs_no_mapping(world: Any, project: Project, tmp_path:
     export_hf(project, tmp_path / "out", layout=layout)  # type: ignore[arg-type]
     files = [p for p in (tmp_path / "out" / "data").rglob("*") if p.suffix in (".parquet", ".tar")]
     other = world.build(tmp_path / "other")
-    done = ingest_byproduct(other, files)
+    done = ingest_byproduct(other, [tmp_path / "out"])
     assert (done.n_taken, reasons(done)) == (3, {})
     arrays = [
         sorted(world.members(p, s)["x.npy"] for (s,) in world.sql(p, "SELECT sample_id FROM samples"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from distdata.catalogs.cases import (
     blocked_seeds,
@@ -20,7 +21,8 @@ from distdata.catalogs.cases import (
 from distdata.catalogs.errors import DistdataError
 from distdata.catalogs.project import Project
 from distdata.generate.ingest.byproducts import ingest_byproduct, ingest_clean
-from distdata.generate.ingest.divergence import ingest_divergence
+from distdata.generate.ingest.commands import ingest_app
+from distdata.generate.ingest.divergence import give_up, ingest_divergence
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -92,6 +94,38 @@ def test_a_waiting_case_changes_priority_and_note_only(world: Any, project: Proj
     close_cases(project, ["A"], "not worth it")
     done = ingest_divergence(project, write(tmp_path / "d.jsonl", diverged(priority=0.1)))
     assert (done.n_taken, done.n_known) == (0, 1)
+    world.assert_rebuilds(project)
+
+
+def test_what_is_no_text_is_refused_by_row(world: Any, project: Project, tmp_path: Path) -> None:
+    """One bad value costs its row, not the file; a file of which all is refused leaves its trace, once."""
+    bad = [diverged(case_id=c, **{c: v}) for c, v in (("teacher_hash", {"a": 1}), ("note", [1]), ("student", "\ud800"))]
+    path = write(tmp_path / "a.jsonl", *bad)
+    for _ in range(2):
+        done = ingest_divergence(project, path)
+        assert set(done.refusals.groups) == {"teacher_hash is no text", "note is no text", "student is no text"}
+        assert world.sql(project, "SELECT kind, n_taken, n_refused FROM ingests") == [("divergence", 0, 3)]
+        assert world.sql(project, "SELECT sum(n_rows) FROM refusals") == [(3,)]
+    assert ingest_divergence(project, write(tmp_path / "b.jsonl", *bad, diverged())).n_taken == 1
+    world.assert_rebuilds(project)
+
+
+def test_a_case_is_given_up(world: Any, project: Project, tmp_path: Path) -> None:
+    """It is closed with its reason and never bought; the second time it is over already, and an unknown one is named."""
+    ingest_divergence(project, write(tmp_path / "a.jsonl", diverged(), diverged(case_id="B", seed_id="s02")))
+    assert give_up(project, ["A"], "no budget", dry_run=True).n_taken == 1
+    assert states(project) == {"A": "open", "B": "open"}
+    arguments = ["divergence", "--close", "A", "--reason", "no budget", "--project", str(project.root)]
+    ran = CliRunner().invoke(ingest_app, arguments)
+    assert (ran.exit_code, ran.stdout) == (0, "A: 1 of 1 cases closed.\n")
+    assert states(project) == {"A": "closed", "B": "open"}
+    assert read_cases(project).filter(case_id="A")["note"].to_list() == ["closed: no budget"]
+    assert open_cases(project, world.HASH)["case_id"].to_list() == ["B"]
+    assert give_up(project, ["A", "A"], "again").lines() == ["A: 0 of 1 cases closed; 1 were over already."]
+    with pytest.raises(DistdataError, match="case C: not in the divergence queue"):
+        give_up(project, ["B", "C"], "x")
+    for wrong in (["divergence"], ["divergence", "--close", "B"], ["divergence", "a.jsonl", "--close", "B"]):
+        assert isinstance(CliRunner().invoke(ingest_app, wrong).exception, DistdataError)
     world.assert_rebuilds(project)
 
 

@@ -108,7 +108,7 @@ def content(project: Project) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def enumerate_kills(world: Any, server: Server, tmp_path: Path, do: str, *, every: bool) -> None:
-    """Kill at every effect (or at the first of each name), run again, and compare with a run that was not killed."""
+    """Kill at every effect (or at the first rename of each name), run again, and compare with a run that was not killed."""
     base, path = start(world, tmp_path, do)
     before = content(base)
     whole = copy(base, tmp_path / "whole")
@@ -118,7 +118,8 @@ def enumerate_kills(world: Any, server: Server, tmp_path: Path, do: str, *, ever
     commit = next(i for i, e in enumerate(effects, start=1) if e.startswith("event.") and e.endswith(".rename"))
     assert commit > 2
     for stop_at in range(1, len(effects) + 1):
-        if not every and effects[stop_at - 1] in effects[: stop_at - 1]:
+        name = effects[stop_at - 1]
+        if not every and (name in effects[: stop_at - 1] or not name.endswith(".rename")):
             continue
         project = copy(base, tmp_path / f"at{stop_at}")
         killed = server.run(project, do, path, stop_at)

@@ -52,6 +52,21 @@ def test_a_record_says_what_the_call_said(tmp_path: Path) -> None:
     assert record.members == {name: encode_member(name, value) for name, value in members.items()}
 
 
+def test_numpy_and_buffers_are_taken_for_what_they_are(tmp_path: Path) -> None:
+    """Numbers and arrays of numpy become JSON's, buffers become bytes; an astral character is no half of a pair."""
+    assert log_byproduct(
+        tmp_path, seed_id=np.int64(7), axes={"a": np.str_("b")}, teacher_version="1", score=np.float32(0.5), ok=np.bool_(1),
+        params={"v": np.arange(2), "w": np.float64(1.5)}, group="\U0001f600",
+        members={"a.bin": bytearray(b"ab"), "b.bin": memoryview(b"cd"), "m.json": {"n": np.int8(3)}},
+    )  # fmt: skip
+    (record,) = whole(tmp_path)
+    assert record.head["seed_id"] == 7
+    assert record.head["params"] == {"v": [0, 1], "w": 1.5}
+    assert record.head["group"] == "\U0001f600"
+    assert record.head["quality"] == {"score": 0.5, "ok": True}
+    assert record.members == {"a.bin": b"ab", "b.bin": b"cd", "m.json": b'{"n":3}'}
+
+
 def test_every_call_is_an_answer_of_its_own(tmp_path: Path) -> None:
     """Equal answers get different keys, so that a teacher which says the same twice is counted twice."""
     for _ in range(3):
@@ -169,7 +184,15 @@ def test_a_long_write_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"members": {}}, ValueError, "no members"),
         ({"members": {"x.npy": [1, 2]}}, TypeError, "x.npy: got list, want a numpy array"),
         ({"members": {"m.json": {1.5: float("nan")}}}, ValueError, "not JSON compliant"),
-        ({"outcome": np.float32(1)}, TypeError, "not JSON serializable"),
+        ({"members": {"m.json": {1.5: object()}}}, TypeError, "member m.json: object is nothing that JSON has"),
+        ({"members": {"x.npy": b"garbage"}}, ValueError, "member x.npy: these bytes are no .npy file"),
+        ({"members": {"meta.json": {}}}, ValueError, "member 'meta.json': want name.ending, and not meta.json"),
+        ({"members": {"a/b.txt": "a"}}, ValueError, "member 'a/b.txt': want name.ending"),
+        ({"seed_id": None, "axes": {}, "scenario": "cross"}, ValueError, "give seed_id, or axes and scenario"),
+        ({"outcome": object()}, TypeError, "log_byproduct: outcome: object is nothing that JSON has"),
+        ({"score": float("nan")}, ValueError, "log_byproduct: score: Out of range float"),
+        ({"params": {"v": np.float32("inf")}}, ValueError, "log_byproduct: params: Out of range float"),
+        ({"group": "\ud800"}, ValueError, "log_byproduct: group: .*surrogates not allowed"),
     ],
 )
 def test_what_could_never_be_ingested_is_told_at_once(
@@ -179,6 +202,13 @@ def test_what_could_never_be_ingested_is_told_at_once(
     with pytest.raises(error, match=words):
         log_byproduct(tmp_path, **{**SEED, "members": {"t.txt": "a"}, **more})
     assert records(tmp_path) == []
+
+
+def test_logs_lie_at_most_two_folders_down(tmp_path: Path) -> None:
+    """A folder of services and machines is looked through, a whole disk is not."""
+    for folder in ("", "a", "a/b", "a/b/c"):
+        log_byproduct(tmp_path / folder, **SEED, members={"t.txt": "a"})
+    assert sorted(p.parent.relative_to(tmp_path).as_posix() for p in log_files(tmp_path)) == [".", "a", "a/b"]
 
 
 def test_a_uri_is_refused(tmp_path: Path) -> None:
@@ -208,6 +238,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path) -> No
 def test_the_package_offers_it_without_loading_anything(tmp_path: Path) -> None:
     """`distdata.log_byproduct` is this function; using it without arrays loads no library of ours or others."""
     assert distdata.log_byproduct is log_byproduct
+    assert distdata.ByproductLog is ByproductLog
     code = f"""
 import sys
 import distdata

@@ -25,13 +25,6 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.fixture
-def bought(world: Any, project: Project) -> Project:
-    """Buy six draws in two units."""
-    world.buy(project, [("s00", 0), ("s00", 1), ("s02", 0), ("s02", 1), ("s04", 0), ("s04", 1)])
-    return project
-
-
 def verified(world: Any, project: Project) -> list[tuple[Any, ...]]:
     """Return the units that a verifier has seen, by its stage."""
     return world.sql(project, "SELECT stage, plan_no, unit FROM verified_units ORDER BY ALL")
@@ -44,7 +37,7 @@ def test_rejects_are_dropped_and_the_units_verified(world: Any, bought: Project,
         {"sample_id": "s00-k000-00000000", "reason": "blurred"}, {"sample_id": "s04-k001-00000000", "reason": None},
         {"sample_id": "s99-k000-00000000", "reason": "x"}, {"sample_id": "s00-k000-00000000", "reason": "blurred"},
     ]  # fmt: skip
-    done = ingest_rejects(bought, write(tmp_path / f"r{ending}", rows))
+    done = ingest_rejects(bought, write(tmp_path / f"r{ending}", rows), all_seen=True)
     assert (done.n_rows, done.n_taken, done.n_known, done.n_refused) == (4, 2, 1, 1)
     (group,) = done.refusals.groups.values()
     assert (group.reason, group.example) == ("unknown sample", "sample_id 's99-k000-00000000'.")
@@ -79,7 +72,7 @@ def test_a_file_with_unknown_ids_is_asked_again_for_them_alone(world: Any, bough
     world.buy(bought, [("s06", 0)])
     done = ingest_rejects(bought, path)
     assert (done.n_taken, done.n_refused) == (1, 0)
-    assert len(verified(world, bought)) == 2
+    assert len(verified(world, bought)) == 0
     assert len(world.sql(bought, "FROM drops")) == 1
     world.assert_rebuilds(bought)
 
@@ -92,10 +85,30 @@ def test_partial_verdicts_verify_no_unit(world: Any, bought: Project, tmp_path: 
 
 
 def test_a_verifier_that_rejects_nothing(world: Any, bought: Project, tmp_path: Path) -> None:
-    """An empty file is a verdict too: everything made so far is kept."""
-    (tmp_path / "r.jsonl").write_text("")
-    done = ingest_rejects(bought, tmp_path / "r.jsonl")
+    """A header without rows is a verdict too: everything made so far is kept. No bytes at all are none."""
+    for name in ("r.jsonl", "r.csv"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(DistdataError, match=rf"{name}: is empty.*header sample_id.*--all-seen"):
+            ingest_rejects(bought, tmp_path / name)
+    assert verified(world, bought) == []
+    (tmp_path / "r.csv").write_text("sample_id,reason\n")
+    done = ingest_rejects(bought, tmp_path / "r.csv")
     assert (done.n_taken, len(verified(world, bought))) == (0, 2)
+    assert done.notes[0] == "r.csv has no row: this verifier rejects nothing."
+
+
+def test_a_file_of_another_project_verifies_nothing(world: Any, bought: Project, tmp_path: Path) -> None:
+    """Where a sample is not known here, what the file doesn't name is not kept by it, unless somebody says so."""
+    path = write(tmp_path / "r.jsonl", [{"sample_id": "x00-k000-00000000"}, {"sample_id": "s00-k000-00000000"}])
+    done = ingest_rejects(bought, path)
+    assert (done.n_taken, done.n_refused, verified(world, bought)) == (1, 1, [])
+    assert "No unit counts as verified" in done.notes[0]
+    assert "--all-seen" in done.notes[0]
+    ingest_rejects(bought, path, all_seen=True)
+    assert len(verified(world, bought)) == 2
+    with pytest.raises(DistdataError, match="--partial and --all-seen contradict"):
+        ingest_rejects(bought, path, all_seen=True, partial=True)
+    world.assert_rebuilds(bought)
 
 
 def test_stages_are_kept_apart(world: Any, bought: Project, tmp_path: Path) -> None:

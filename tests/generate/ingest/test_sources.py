@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -105,16 +106,37 @@ def test_bad_jsonl_names_the_line(world: Any, project: Project, tmp_path: Path) 
     """A line that is no JSON object, or not text, stops the file; so does a file without rows."""
     path = tmp_path / "a.jsonl"
     for text, words in (
-        (b'{"seed_id": "s00"}\n{"seed', "line 2: not valid JSON"),
+        (b'{"seed_id": "s00"}\n{"seed', "line 2: not valid JSON.*get it whole"),
         (b'{"seed_id": "s00"}\n[1]\n', "line 2: a row must be an object, got list"),
-        (b'{"x": NaN}\n', "line 1: not valid JSON: NaN is no JSON number"),
-        (b"\xff\xfe\n", "codec can't decode"),
+        (b'{"a": 1,}\n{"b": 2}\n', "line 1: not valid JSON.*every line is one JSON object"),
+        (b'{"a": "caf\xe9"}\n', r"line 1: byte 11 is no UTF-8.*iconv -f latin1"),
         (b"\n\n", "holds no row"),
     ):
         path.write_bytes(text)
         with pytest.raises(DistdataError, match=f"a.jsonl: .*{words}"):
             ingest_byproduct(project, [path])
     assert_untouched(world, project)
+
+
+def test_a_number_that_json_does_not_have_is_a_row_s_fault(world: Any, project: Project, tmp_path: Path) -> None:
+    """NaN refuses its row alone; a byte order mark is no part of the first."""
+    row = {"seed_id": "s00", "x": world.answer(0).tolist(), "outcome": "low", "teacher_version": "1"}
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode() + b'\n{"x": [NaN]}\n')
+    done = ingest_byproduct(project, [path])
+    (group,) = done.refusals.groups.values()
+    assert (done.n_taken, done.n_refused, group.first_row) == (1, 1, "a.jsonl line 2")
+    assert group.example == "NaN is no JSON number."
+
+
+def test_two_entries_of_one_name(project: Project, tmp_path: Path) -> None:
+    """An archive that is whole but says one key twice is told so, by the key."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("d/same.x.npy", "d/same.x.npy"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(DistdataError, match=r"a\.tar: key 'd/same' comes twice.*give each sample a key of its own"):
+        ingest_byproduct(project, [path])
 
 
 def test_what_is_not_there_or_of_another_kind(project: Project, tmp_path: Path) -> None:

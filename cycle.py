@@ -40,6 +40,7 @@ from .stratify.explain import explain
 from .stratify.minima import GateAims
 from .stratify.pilot import with_pilot
 from .stratify.plan import make_plan
+from .stratify.reach import within_reach
 from .stratify.request import FRAME_SPLIT, Plan, PlanRequest, Purpose, Rates, plan_id, restored_request
 
 HELD_OUT = ("gate", "confirm")
@@ -103,7 +104,7 @@ def plan_purchase(
         request = replace(request, adaptive=bool(force.get("adaptive", False)))
         said = str(force.get("budget", AS_NEEDED)).removesuffix(TOP_UP) + TOP_UP
     rates = _rates(project, request, start.info, start.inputs)
-    plan = _plan(start.inputs, request, rates)
+    plan = _plan(project, start.inputs, request, rates)
     info = start.info
     identity = plan_id(plan, f"{info.content_hash} {project.config.project.salt}")
     earlier = open_plans(project)
@@ -158,7 +159,7 @@ def compare_plans(
     rates = _rates(project, request, start.info, start.inputs)
     return compare_policies(
         names,
-        lambda policy: _plan(start.inputs, replace(request, policy=policy), rates),
+        lambda policy: _plan(project, start.inputs, replace(request, policy=policy), rates),
         needed=needed_draws(start.inputs.cells, request.aims, request.k),
     )
 
@@ -242,7 +243,7 @@ def _request(
     return PlanRequest(
         purpose=purpose,
         budget=budget,
-        policy=policy or rules.policy,
+        policy=policy or ("uniform" if purpose == "pilot" else rules.policy),  # a pilot looks everywhere alike
         gamma=rules.gamma,
         fleet_blend=rules.fleet_blend,
         k=rules.k if isinstance(rules.k, int) else K_UNSETTLED,
@@ -259,12 +260,17 @@ def _request(
     )
 
 
-def _plan(inputs: PlanInputs, request: PlanRequest, rates: Rates) -> Plan:
-    return make_plan(
-        request, inputs.cells, inputs.candidates, inputs.bought, rates, groups=inputs.groups, corpus=inputs.corpus,
+def _plan(project: Project, inputs: PlanInputs, request: PlanRequest, rates: Rates) -> Plan:
+    cells, note = within_reach(
+        project.config, project.root, request, inputs.cells, inputs.candidates, inputs.bought, rates,
+        corpus=inputs.corpus, outside=inputs.outside, cases=inputs.cases, blocked=inputs.blocked,
+    )  # fmt: skip
+    plan = make_plan(
+        request, cells, inputs.candidates, inputs.bought, rates, groups=inputs.groups, corpus=inputs.corpus,
         outside=inputs.outside, cases=inputs.cases, blocked=inputs.blocked,
         goals=inputs.goals if request.top_up else None,
     )  # fmt: skip
+    return replace(plan, notes=(note, *plan.notes)) if note else plan
 
 
 def _rates(project: Project, request: PlanRequest, info: TeacherInfo, inputs: PlanInputs) -> Rates:
@@ -402,8 +408,8 @@ def parse_boosts(texts: list[str]) -> dict[str, float]:
             boosts[name] = float(factor)
         except ValueError:
             name = ""
-        if not name:
-            raise DistdataError(f"--boost {text}: write CELL_OR_SLICE=FACTOR, for example night,rain=2")
+        if not name or "=" in name:
+            raise DistdataError(f"--boost {text}: write CELL_OR_SLICE=FACTOR, for example night,rain=2, once for each.")
     return boosts
 
 

@@ -48,7 +48,12 @@ class EstimateRows:
 
     def words(self) -> list[str]:
         """Say which teacher's draws these are, how much of the fleet they cover, and what was left out and why."""
-        uncovered = self.cells.join(self.draws.select("cell_id").unique(), on="cell_id", how="anti")
+        seeds = self.draws.group_by("cell_id").agg(
+            chosen=pl.col("seed_id").filter("certain").n_unique(), walked=(~pl.col("certain")).any()
+        )
+        held = self.cells.join(seeds, on="cell_id")
+        used = held.filter(pl.col("walked") | (pl.col("chosen") >= pl.col("n_frame")))  # as stratify.estimate has it
+        uncovered = self.cells.join(used, on="cell_id", how="anti")
         covered = 1 - float(uncovered["fleet_share"].sum())
         lines = [f"{self.draws.height:,} draws of teacher {self.teacher}, {self.purpose} split"]
         if uncovered.height:
@@ -58,6 +63,13 @@ class EstimateRows:
                 f"the sample covers {covered:.1%} of the fleet; {len(names)} of {self.cells.height} cells have none: "
                 f"{', '.join(names[:3])}{more}"
             )
+        if held.height > used.height:
+            lines.append(
+                f"{held.height - used.height} cells hold only samples that others chose, which stand for nobody else; "
+                "a plan that buys there covers them"
+            )
+        if self.draws.height and not self.draws["domain"].any():
+            lines.append("no draw meets --where")
         reasons = (
             (self.n_rejected, "rejected by a verifier"),
             (self.n_beyond, "bought after looking, beyond the walk: counting them would bias the result"),
@@ -97,7 +109,14 @@ def estimate_rows(
         teacher_hash, name = _find_teacher(con, purpose, teacher)
         kind = _check(con, expr, where)
         draws, cells = read_draws(con, expr, where, kind, purpose, teacher_hash)
+        n_counted = store.first(con.execute(
+            "SELECT count(*) FROM fleet_draws WHERE counted AND split = ? AND teacher_hash = ?", [purpose, teacher_hash]
+        ))  # fmt: skip
         facts = _facts(con, purpose, teacher_hash)
+    if n_counted and draws.height != n_counted[0]:
+        raise DistdataError(
+            f"estimate: {expr!r} makes {draws.height:,} rows of {n_counted[0]:,} draws; give one value for each draw."
+        )
     n_null = int((draws["value"].is_null() & draws["domain"]).sum())
     _check_values(draws, expr, kind)
     columns = ["cell_id", "cell", "slice", "scenario", "layer", *project.config.axes, "fleet_share", "n_frame"]
@@ -136,6 +155,8 @@ def _find_teacher(con: duckdb.DuckDBPyConnection, purpose: str, wanted: str | No
             f"estimate: there is no weighed {purpose} corpus yet. Plan and generate first: distdata plan --purpose "
             f"{purpose} --budget 2000samples (a catalog of an older version is weighed by its next plan)."
         )
+    if wanted is not None and not wanted.strip():
+        raise DistdataError("estimate: --teacher is empty. Give a version or the beginning of a hash, or leave it out.")
     hits = [row for row in known if wanted is None or row[2] == wanted or str(row[0]).startswith(wanted)]
     if wanted is not None and len(hits) != 1:
         versions = [str(row[2]) for row in known] + [str(row[0])[:8] for row in known]
@@ -155,6 +176,7 @@ def _check(con: duckdb.DuckDBPyConnection, expr: str, where: str | None) -> Kind
             raise DistdataError(
                 f"estimate: {what} is empty. Give one over a draw's columns, such as outcome = 'stops'."
             )
+        _refuse_many_rows(con, text)
         # the newline ends a comment, so that the bracket is always closed
         asked = _ask(con, f"DESCRIBE SELECT ({text}\n) AS value FROM fleet_draws", text, {})
         if asked.height != 1:
@@ -177,6 +199,20 @@ def _check(con: duckdb.DuckDBPyConnection, expr: str, where: str | None) -> Kind
         f"estimate: {expr!r} gives {found} values; give numbers, true or false, or texts. SQL takes a "
         "number out of most things, for example epoch(time) or len(list)."
     )
+
+
+def _refuse_many_rows(con: duckdb.DuckDBPyConnection, text: str) -> None:
+    """Refuse what is not a function of one draw alone: windows, subqueries, and lists made into rows."""
+    row = store.first(con.execute("SELECT json_serialize_sql(?)", [f"SELECT ({text}\n) AS value"]))
+    tree = str(row[0]) if row else ""
+    for mark, what in (
+        ('"class":"WINDOW"', "looks at other draws (a window)"),
+        ('"class":"SUBQUERY"', "holds a query of its own"),
+        ('"function_name":"unnest"', "makes several rows of one draw"),
+        ('"function_name":"unlist"', "makes several rows of one draw"),
+    ):
+        if mark in tree:
+            raise DistdataError(f"estimate: {text!r} {what}; give the value of one draw, such as gpu_s.")
 
 
 def _ask(con: duckdb.DuckDBPyConnection, sql: str, text: str, params: dict[str, str]) -> pl.DataFrame:

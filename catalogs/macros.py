@@ -7,7 +7,10 @@ names their sources), for the ratio form. Tests hold the two together to 1e-12.
 from __future__ import annotations
 
 ALL_COUNTED = 32767
-"""`corpus.k_counted` of a seed that others chose: all its draws count, and it stands for itself alone."""
+"""`corpus.k_counted` of a seed that others chose: all its draws count, and it stands for itself alone.
+
+It is the largest number that the column holds, so the k of a draw must lie below it.
+"""
 MACRO_NAMES = ("fleet_estimate",)
 MACRO_VIEWS = ("fleet_draws", "fleet_cells")
 
@@ -160,7 +163,7 @@ WITH newest AS (
         sum(weight * gain) ** 2 / nullif(sum(weight ** 2 * gain2), 0) AS effective_n
     FROM term GROUP BY part
 )
-SELECT part, estimate, sqrt(v) / nullif(over, 0) AS se, df, n_seeds, n_draws, effective_n,
+SELECT part, estimate, sqrt(v) / nullif(over, 0) AS se, CASE WHEN estimate IS NOT NULL THEN df END AS df, n_seeds, n_draws, effective_n,
     covered / nullif((SELECT sum(a) FROM part p WHERE p.part = mean.part), 0) AS covered
 FROM mean JOIN total USING (part) JOIN freedom USING (part)
 UNION ALL SELECT teacher_hash, 0, 0, 0, 0, 0, 0, 0 FROM newest WHERE teacher_hash IS NULL -- raises its errors always

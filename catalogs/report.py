@@ -109,8 +109,12 @@ def _lead(data: ReportData) -> str:
     else:
         worst = min(by_slice, key=lambda name: (-by_slice[name], name))
         n_empty = sum(1 for c in wanted if not c.kept)
+        n_alike = sum(n == by_slice[worst] for n in by_slice.values())
         says += f"{count(missing)} {'is' if missing == 1 else 'are'} missing; the largest gap is "
-        says += f"<b>{html.escape(worst)}</b> with {count(by_slice[worst])}. "
+        if n_alike > MANY_SLICES:
+            says += f"{count(by_slice[worst])}, in each of {count(n_alike)} slices. "
+        else:
+            says += f"<b>{html.escape(worst)}</b> with {count(by_slice[worst])}. "
         says += f"{count(n_empty)} of {count(len(wanted))} cells hold nothing." if n_empty else "No cell is empty."
     return f'{notice}<p class="lead"><strong>{percent(kept, target)}</strong><span>{says}</span></p>'
 

@@ -207,10 +207,13 @@ def plan_table(rows: Sequence[PlanRow], *, width: int, color: bool, max_lines: i
         lines.append(["" if repeated else _clean(group[0].slice), what, _bands(group), *_sums(group)])
     total = ["total", "" if by_cell else count(len(rows)), "", *_sums(rows)]
     numeric = [False, not by_cell, True, True, True, True, True]
-    needed = [_widest(heads[i], [*lines, total], i) for i in range(len(heads))]
-    widths = _fit(needed, numeric, width - 8 - GAP)
-    if len(widths) < len(heads):
-        widths = _fit(needed, numeric, width)
+    widths, left_out = _plan_widths(heads, lines, total, numeric, width), ""
+    named = [line for line in lines if line[0]]
+    if widths[0] < max(_cells_wide(line[0]) for line in named):
+        labels, left_out = short_names([line[0] for line in named], widths[0])
+        for line, label in zip(named, labels, strict=True):
+            line[0] = label
+        widths = _plan_widths(heads, lines, total, numeric, width)
     n_bar = min(28, width - sum(widths) - GAP * len(widths))
     table = _table(footer=True)
     for i, w in enumerate(widths):
@@ -221,7 +224,7 @@ def plan_table(rows: Sequence[PlanRow], *, width: int, color: bool, max_lines: i
     for line, n_buy in zip(lines, n_bought, strict=True):
         bars = [_styled(bar(n_buy, max(n_bought), n_bar), "cyan")] if n_bar >= 4 else []
         table.add_row(*map(_styled, line[: len(widths)]), *bars)
-    notes = []
+    notes = [left_out] if left_out else []
     if rest:
         n_buy = sum(r.buy for group in rest for r in group)
         notes.append(f"… and {count(len(rest))} more {_plural('slice', len(rest))}, buying {count(n_buy)}")
@@ -230,15 +233,28 @@ def plan_table(rows: Sequence[PlanRow], *, width: int, color: bool, max_lines: i
     return _finish(table, notes, width, color)
 
 
+def _plan_widths(
+    heads: Sequence[str], lines: Sequence[Sequence[str]], total: Sequence[str], numeric: Sequence[bool], width: int
+) -> list[int]:
+    """Return how wide the columns are, with room for bars if there is any; columns that don't fit have none."""
+    needed = [_widest(heads[i], [*lines, total], i) for i in range(len(heads))]
+    widths = _fit(needed, numeric, width - 8 - GAP)
+    return widths if len(widths) == len(heads) else _fit(needed, numeric, width)
+
+
 def _plan_groups(rows: Sequence[PlanRow], by_cell: bool) -> list[list[PlanRow]]:
-    """Group rows into the table's lines: slices by falling weight and, inside one, its cells by falling weight."""
+    """Group rows into lines: slices by falling weight (last: those that want nothing), in them cells alike."""
     slices: dict[str, list[PlanRow]] = {}
     for row in rows:
         slices.setdefault(row.slice, []).append(row)
-    ordered = sorted(slices.values(), key=lambda group: (-math.fsum(r.weight for r in group), group[0].slice))
+    ordered = sorted(slices.values(), key=_rank)
     if not by_cell:
         return ordered
     return [[r] for group in ordered for r in sorted(group, key=lambda r: (-r.weight, r.scenario))]
+
+
+def _rank(group: Sequence[PlanRow]) -> tuple[bool, float, str]:
+    return not any(r.target or r.buy for r in group), -math.fsum(r.weight for r in group), group[0].slice
 
 
 def coverage_table(cells: Sequence[CoverageCell], title: str, *, width: int, color: bool, max_lines: int = 24) -> str:

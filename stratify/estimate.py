@@ -58,7 +58,8 @@ class Estimates:
     Columns: those of the grouping, then
 
     - `estimate`, `se` (float64; null where nothing can be said), `df`, `low`, `high`: the t interval of `level`; for a
-      share within 0 and 1, and where each cell's seeds agree the binomial bound for `effective_n` seeds (`df` null).
+      share within 0 and 1, for a count within 0 and the seeds that it is about, and where each cell's seeds agree the
+      binomial bound (`df` null; `spread.agreement_reach`).
     - `n_seeds`, `n_draws`: those that entered; `effective_n`: seeds of equal weight that would say as much (Kish).
     - `covered`: share of the group's fleet in cells with a sample; the estimate is about that part.
     - `n_cells` with a sample, `n_borrowed`: cells among them whose variance, or a part of it, is borrowed;
@@ -73,27 +74,28 @@ class Estimates:
 
     def words(self) -> list[str]:
         """Say what was estimated about what, and what is missing, in sentences."""
-        whole = "the seeds of the frame" if self.target == "frame" else "the fleet that the seeds were sampled from"
-        how = "ratio estimator, by cell and then by fleet share"
-        if self.form == "ht":
-            how = "Horvitz-Thompson estimator"
-        lines = [
-            f"{self.what} over {whole} ({self.target}); {how}; intervals {self.level:.0%}, t by Satterthwaite, "
-            "errors clustered by seed"
-        ]
+        whole = "the frame's own seeds" if self.target == "frame" else "the fleet that the seeds came from"
+        how = "Horvitz-Thompson" if self.form == "ht" else "ratio form"
+        what = "total" if self.what == "count" else self.what
+        lines = [f"{what} over {whole}, {how}; {self.level:.0%} t intervals, by seed"]
+        if self.what in ("total", "count"):
+            lines[0] += "; a total is always about the frame, whatever --target says"
         rows = self.table
         if "value" in rows.columns and rows.height:  # the same cells for every text
             rows = rows.filter(pl.col("value") == rows["value"][0])
         n_cells, n_borrowed = int(rows["n_cells"].sum()), int(rows["n_borrowed"].sum())
         if n_borrowed:
             lines.append(
-                f"{n_borrowed} of {n_cells} cells have one seed only and borrow the mean variance of the others"
+                f"{n_borrowed} of {n_cells} cells have one seed only and borrow the variance of their scenario"
             )
+        agree = self.table.filter(pl.col("se").is_not_null() & pl.col("df").is_null() & (pl.col("low") < pl.col("high")))
+        if agree.height:
+            lines.append("where the standard error is 0 all seeds agree: the interval is a binomial bound")
         n_conservative = int(rows["n_conservative"].sum())
         if self.target == "frame" and n_conservative:
             lines.append(
-                f"{n_conservative} of {n_cells} cells have seeds with a single draw, so their error is stated as if "
-                "the frame were endless: too wide rather than too narrow"
+                f"{n_conservative} of {n_cells} cells have seeds with a single draw: their error is that for an endless "
+                "frame, rather too wide"
             )
         return lines
 
@@ -280,7 +282,10 @@ def _table(
     )
     table = fleet.join(groups, on="group", how="left", maintain_order="left")
     table = table.join(errors, on="group", how="left", maintain_order="left")
-    table = table.with_columns(se=(pl.col("v").sqrt() / pl.col("over")).fill_nan(None))
+    known = pl.col("estimate").is_not_null()
+    table = table.with_columns(
+        se=pl.when(known).then((pl.col("v").sqrt() / pl.col("over")).fill_nan(None)), df=pl.when(known).then("df")
+    )
     limit = {"share": pl.lit(1.0), "count": pl.col("known")}.get(what, pl.lit(None, dtype=pl.Float64))
     bounds = [
         _interval(*row, level=level)
@@ -324,9 +329,7 @@ def _interval(
     *,
     level: float,
 ) -> tuple[float | None, float | None]:
-    """Return the t interval; for shares and counts within 0 and `limit`, and where all seeds agree as far as `down` and
-    `up` reach.
-    """
+    """Return the t interval; for shares and counts within 0 and `limit`, where all seeds agree by `down` and `up`."""
     if estimate is None or se is None or math.isnan(se):
         return None, None
     if limit is None:

@@ -21,6 +21,8 @@ def estimate_words(found: Estimates, remarks: Sequence[str], *, width: int, colo
     shown = [*groups, *(c for c in _NUMBERS if c in table.columns)]
     rows = [[_value(name, value) for name, value in zip(shown, row, strict=True)] for row in table.select(shown).rows()]
     lines = [render_rows([_NUMBERS.get(c, c) for c in shown], rows, width=width, color=color)]
+    if not rows:  # shares of texts of which there is none; a remark says why
+        lines = []
     return "\n".join([*lines, *(f"{_sentence(text)}" for text in [*found.words(), *remarks])])
 
 
@@ -29,6 +31,8 @@ _NUMBERS = {
     "n_draws": "draws", "effective_n": "effective", "covered": "fleet covered",
 }  # fmt: skip
 _ROUNDING = 1e-15
+_WHOLE = 1000
+"""Numbers from here on are shown without decimals."""
 _INSIDE = ("n_cells", "n_borrowed", "n_conservative")
 
 
@@ -39,7 +43,9 @@ def _value(name: str, value: object) -> object:
         return value
     if abs(value) < _ROUNDING:
         return 0.0
-    return round(value) if name in ("df", "effective_n") else float(f"{value:.4g}")
+    if name in ("df", "effective_n") or abs(value) >= _WHOLE:
+        return round(value)
+    return float(f"{value:.4g}")
 
 
 def _sentence(text: str) -> str:

@@ -26,11 +26,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..catalogs.macros import ALL_COUNTED
 from .draws import Credits, Taken
 from .frame import Bools, Floats, Frame, Ints, running_total, slots, sum_by_cell
 
-ALL_COUNTED = 32767
-"""`k_counted` of a seed whose every draw counts: the largest that the catalog's column holds."""
 _KEY = 1 << 24
 
 
@@ -45,7 +44,8 @@ class Inclusion:
       1 for a seed that others chose, 0 beyond the walk. Conditional on earlier purchases.
     - `share` float64: how much of its cell the seed stands for. It sums to 1 over a cell of equal sizes, and to 1 in
       expectation otherwise. It equals 1 / (N pi) where all K of the cell are equal or sizes differ; it is 0 for a seed
-      that alone could have ended the walk.
+      that alone could have ended the walk, and for those that others chose in a cell without a walk (unless they chose
+      all its seeds).
     """
 
     position: Ints
@@ -95,11 +95,11 @@ def inclusion(frame: Frame, credits: Credits, taken: Taken, *, walk: Ints, adapt
             sized = _sizes_differ(frame, offers)[cell]
             pi = np.where(sized, _priority(frame, total, position, length), pi)
             share = np.where(sized, 1 / (n_frame[cell] * pi), share)
-        alone = certain & (n_walked == 0)[cell]  # no walk: the byproducts are all there is to stand for the cell
+        # without a walk nobody stands for the seeds that others did not choose, so the cell is not covered
+        alone = certain & ((n_walked == 0) & (n_certain < n_frame))[cell]
         pi = np.where(certain, 1.0, np.where(member, pi, 0.0))
         share = np.where(certain, 1 / n_frame[cell], np.where(member, share, 0.0))
-        pi = np.where(alone, (n_certain / n_frame)[cell], pi)
-        share = np.where(alone, 1 / n_certain[cell], share)
+        share = np.where(alone, 0.0, share)
     return Inclusion(
         position=position,
         k_total=(credits.per_seed[position] + taken.fresh[position]),

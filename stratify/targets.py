@@ -171,13 +171,16 @@ def _by_seeds(problem: Problem, budget: Budget) -> tuple[Ints, float]:
 
     n_all = int(offered.sum())
     n_seeds = first_true(lambda n: cost(draws_of(n)) > money, 1, n_all + 1) - 1
-    if (n_paid := n_open(n_seeds)) < MIN_SEEDS and n_seeds < n_all:
-        least = cost(draws_of(min(first_true(lambda n: n_open(n) >= MIN_SEEDS, 1, n_all + 1), n_all)))
+    enough = min(MIN_SEEDS, n_open(n_all))
+    if (n_paid := n_open(n_seeds)) < enough:
+        least = cost(draws_of(first_true(lambda n: n_open(n) >= enough, 1, n_all)))
         raise DistdataError(
             f"plan pilot: {budget} pays for {n_paid:,} seed{'' if n_paid == 1 else 's'} with two draws or more, and "
             f"fewer than {MIN_SEEDS} show no spread to go by: these cost {budget.words(least)}. Give at least --budget "
             f"{budget.text_at_least(least)}, or leave out --budget for the usual pilot."
         )
+    if n_seeds == 0:
+        _refuse_nothing(problem, price, offered > 0)
     target = draws_of(n_seeds)
     left = budget.amount - cost(target)
     return target, left if n_seeds == n_all and left > budget.amount * MONEY_TOLERANCE else 0.0

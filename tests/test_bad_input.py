@@ -346,7 +346,7 @@ PLANS: list[tuple[list[str], list[str]]] = [
     (["--budget", "60samples", "--boost", "clear,day=nan"], ["boost of clear,day = nan must be a number above 0"]),
     (
         ["--budget", "60samples", "--boost", "clear,dya=2"],
-        ["boost for 'clear,dya', which is no cell or slice. Did you mean 'clear,day'?"],
+        ["--boost clear,dya: no axis value 'dya'. Did you mean 'day'?"],
     ),
 ]
 

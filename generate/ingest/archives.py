@@ -98,7 +98,7 @@ def _row(key: str, parts: dict[str, bytes]) -> SourceRow:
 
 def _same_name(path: Path, words: str) -> DistdataError:
     """Say which key webdataset has met again; its words begin with the entry's name."""
-    entry = words.partition(": duplicate file name")[0]
+    entry = words.partition(": duplicate file name")[0].lstrip("(\"'")
     folder, slash, name = entry.rpartition("/")
     key = folder + slash + name.partition(".")[0]
     return DistdataError(

@@ -17,7 +17,7 @@ from distdata.catalogs import possible
 from distdata.catalogs.config import Config
 from distdata.catalogs.cover import cover_rows, fleet_shares, uncovered
 from distdata.catalogs.errors import DistdataError
-from distdata.catalogs.possible import Factors, Rule, factors_of, find_row, is_forbidden, possible_combinations
+from distdata.catalogs.possible import Factors, Rule, factors_of, find_row, is_forbidden, possible_combinations, varying
 from distdata.catalogs.report_cover import cover_section, cover_status
 
 quick = settings(deadline=None, derandomize=True, max_examples=30)
@@ -310,3 +310,27 @@ def test_report_when_all_is_covered_or_nothing_asked() -> None:
     assert cut.count("<tr>") == 1 + 5
     assert "and 9 rarer ones" in cut
     assert "0 of 14 possible pairs are covered, 0% by fleet share" in cut
+
+
+def test_factors_with_one_value_are_left_out() -> None:
+    """They pair with everything and say nothing; a rule on their only value then forbids by its other keys alone."""
+    factors = _factors([3, 1, 2, 1], [((0, 0b1), (1, 0b1)), ((2, 0b1), (3, 0b0)), ((0, 0b10), (2, 0b10), (3, 0b1))])
+    few, kept = varying(factors)
+    assert (few.names, kept.tolist()) == (("f0", "f2"), [0, 2])
+    assert few.forbidden == (((0, 0b1),), ((0, 0b10), (1, 0b10)))
+    # what can occur is the same: f0 with f2 by enumeration of all four factors
+    assert {(row[0], row[2]) for row in _feasible(factors)} == set(_feasible(few))
+    assert varying(_factors([3, 1]))[0].names == ("f0", "f1")
+
+
+def test_the_report_names_no_single_value() -> None:
+    """With one scenario type no pair names it, and pairs with it are not counted."""
+    config = _config(cover={"strength": 2}, scenarios={"cross": {"layer": "core"}}, infeasible=[])
+    status = cover_status(config, Path(), ["clear,1/cross", "rain,2/cross"], ["clear,1/cross"])
+    assert status is not None
+    # weather x lane: 3 x 2
+    assert (status.kept.n_possible, status.kept.n_covered, status.table.n_covered) == (6, 1, 2)
+    assert {name for c in status.kept.missing for name, _ in c.values} == {"weather", "lane"}
+    assert [c.values for c, there in zip(status.kept.missing, status.has_cell, strict=True) if there] == [
+        (("weather", "rain"), ("lane", "2"))
+    ]

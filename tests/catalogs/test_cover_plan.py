@@ -66,7 +66,7 @@ def _chosen(cells: pl.DataFrame) -> set[str]:
 
 
 def _share_covered(names: set[str], strength: int) -> float:
-    """Sum the fleet shares of the combinations that cells hold, by enumeration; 1 for each set of axes covered whole."""
+    """Sum the fleet shares of the combinations that cells hold, by enumeration; every set of axes adds up to 1."""
     shares = {f"{n}{i}": p for n, f in AXES.items() for i, p in enumerate(f)} | {"s": 0.5, "t": 0.5}
     held = {c for n in names for c in itertools.combinations(n.replace("/", ",").split(","), strength)}
     return sum(float(np.prod([shares[v] for v in c])) for c in held)

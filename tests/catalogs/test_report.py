@@ -25,7 +25,7 @@ from distdata.catalogs.report import (
     SpendRow,
     render_report,
 )
-from distdata.catalogs.report_heatmap import FULL_ROWS, HIDDEN_ROWS, heatmap, shade
+from distdata.catalogs.report_heatmap import FULL_ROWS, HIDDEN_ROWS, MANY_SLICES, heatmap, shade
 from distdata.catalogs.report_style import DARK, LIGHT
 
 VOID = {"meta", "img", "link", "wbr", "br"}
@@ -257,6 +257,30 @@ def test_many_slices_show_the_worst_and_fold_the_rest() -> None:
     assert rest == [f"{HIDDEN_ROWS + 5} other slices", "0%", "0%", "82,215"]
     assert len(folded.find("tbody")[0].find("tr")) == HIDDEN_ROWS
     assert "5 more slices are left out here" in root.find("details")[0].text
+
+
+def test_slices_beside_combinations_are_added_up() -> None:
+    """With a section on combinations, more than 60 slices make one row; without it, or up to 60, they stay rows."""
+    cells = [cell(f"s{i}", "a", int(i < 5), 2 if i < 10 else 0) for i in range(MANY_SLICES + 1)]
+    root = parse(f"<div>{heatmap(cells, combined=True)}</div>")
+    # 5 of 20 wanted draws are kept
+    assert [[c.text for c in tr.children] for tr in root.find("tfoot")[0].find("tr")] == [
+        ["all slices", "25%", "25%", "15"]
+    ]
+    assert not root.find("tbody")[0].children
+    assert "61 slices, of which 10 have a target and 5 hold samples" in root.text
+    for rows in (heatmap(cells), heatmap(cells[1:], combined=True)):
+        assert len(parse(f"<div>{rows}</div>").find("tbody")[0].find("tr")) == FULL_ROWS
+
+
+def test_long_slice_names_are_cut_to_what_tells_rows_apart() -> None:
+    """Rows of 20 axes show the values that differ, the whole name stands in their title, and a note says which."""
+    same = ",".join(["value"] * 18)
+    cells = [cell(f"day,{same},{v}", "a", 0, 5) for v in ("wet", "dry")]
+    root = parse(f"<div>{heatmap(cells)}</div>")
+    heads = [tr.children[0] for tr in root.find("tbody")[0].find("tr")]
+    assert [(h.text, h.attrs["title"]) for h in heads] == [("dry", cells[1].slice), ("wet", cells[0].slice)]
+    assert "Slices by value 20 of 20, in the order of the axes" in root.text
 
 
 def test_progress_shows_before_and_after_per_layer() -> None:

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 
+from distdata.catalogs.slice_names import short_names
 from distdata.catalogs.tables import (
     CoverageCell,
     PlanRow,
@@ -244,6 +245,29 @@ def test_coverage_fits_narrow_terminals_and_many_scenario_types() -> None:
     crowded = [coverage_cell("night,rain", f"s{i}", i, 40) for i in range(40)]
     # 40 wide: 40 - 7 - 2 - 10 leave 21 = 5 scenarios of 2 + 2
     assert "… and 35 more scenario types" in coverage_table(crowded, "Coverage", width=40, color=False)
+
+
+def test_the_plan_of_many_axes_shows_what_is_bought_first() -> None:
+    """Slices in which nothing is wanted come last, whatever their weight; long names are cut to what differs."""
+    middle = ",".join(["value"] * 20)
+    rows = [plan_row(f"{a},{middle},{b}", "s", 9 - i, i % 2) for i, (a, b) in enumerate(["xk", "yk", "xm", "ym"])]
+    lines = plan_table(rows, width=60, color=False).split("\n")
+    # weights 9 to 6; the second and the fourth are bought
+    assert [line.split()[0] for line in lines[2:6]] == ["y,k", "y,m", "x,k", "x,m"]
+    assert "slices by values 1 and 22 of 22, in the order of the axes" in " ".join(lines)
+
+
+def test_coverage_of_many_axes_shows_what_tells_rows_apart() -> None:
+    """Thirty values don't fit: the few that differ between the rows stay, and no two rows are named alike."""
+    head, tail = ["v"] * 20, ["w"] * 7
+    cells = [coverage_cell(",".join([*head, a, b, c, *tail]), "s", 0, 1) for a, b, c in ("xpq", "ypq", "yrt")]
+    lines = coverage_table(cells, "Coverage", width=60, color=False).split("\n")
+    assert [line.split()[0] for line in lines[3:6]] == ["x,p,q", "y,p,q", "y,r,t"]
+    assert "slices by values 21, 22 and 23 of 30, in the order of the axes" in " ".join(lines)
+    assert short_names(["a,b,c", "a,d,e"], 5) == (["a,b,c", "a,d,e"], "")  # they fit
+    # b and d alone tell the rows apart, and c and e add nothing
+    assert short_names(["aa,b,cc", "aa,d,ee"], 3)[0] == ["b", "d"]
+    assert short_names(["aa,bb", "aa,bb,cc"], 3)[0] == ["aa,bb", "aa,bb,cc"]  # not of the same axes
 
 
 def test_coverage_counts_the_slices_it_leaves_out() -> None:

@@ -7,10 +7,11 @@ import polars as pl
 import pytest
 
 from distdata.catalogs.frames import candidates_of
+from distdata.catalogs.macros import ALL_COUNTED
 from distdata.stratify.budget import parse_budget
 from distdata.stratify.draws import find_credits, take_fresh
 from distdata.stratify.frame import build_frame
-from distdata.stratify.inclusion import ALL_COUNTED, Inclusion, inclusion
+from distdata.stratify.inclusion import Inclusion, inclusion
 from distdata.stratify.plan import make_plan
 from distdata.stratify.request import Plan, PlanRequest, Rates
 
@@ -141,13 +142,16 @@ def test_byproducts_stand_for_themselves_over_all_orders(budget: int) -> None:
     assert np.mean(estimates) == pytest.approx((0 + 5 + 1 + 9 + 3) / 5, abs=1e-12)
 
 
-def test_byproducts_alone_share_their_cell() -> None:
-    """Where nothing but byproducts exists, they carry the cell's whole weight, by seed and then by draw."""
+def test_byproducts_alone_stand_for_nobody() -> None:
+    """Where nothing but byproducts exists they weigh 0, unless others chose all seeds of the cell."""
     byproducts = pl.DataFrame({"seed_id": ["x000", "x001", "x001"], "k": [0, 0, 1], "planned": [False] * 3})
     plan = _plan(_cells([1.0], [0.1]), _seeds([0] * 4, [4] * 4, [0.1, 0.2, 0.3, 0.4]), 3, byproducts)
     assert plan.n_fresh == 0
-    np.testing.assert_allclose(plan.seeds["weight"].to_numpy(), [1 / 2, 1 / 4])
-    np.testing.assert_allclose(plan.seeds["pi"].to_numpy(), 1 / 2)
+    np.testing.assert_allclose(plan.seeds["weight"].to_numpy(), [0, 0])
+    assert plan.seeds["k_counted"].to_list() == [ALL_COUNTED] * 2
+    whole = _plan(_cells([1.0], [0.1]), _seeds([0] * 2, [4] * 2, [0.1, 0.2]), 3, byproducts)
+    np.testing.assert_allclose(whole.seeds["weight"].to_numpy(), [1 / 2, 1 / 4])
+    np.testing.assert_allclose(whole.seeds["pi"].to_numpy(), 1)
 
 
 def _simulate(n_plans: int, seed: int) -> tuple[np.ndarray, np.ndarray, float]:

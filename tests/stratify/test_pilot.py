@@ -273,6 +273,8 @@ def test_a_pilot_can_be_given_a_budget() -> None:
     half = _seeds([50, 50]).with_columns(decision_point=pl.Series([i % 2 == 0 for i in range(100)]))
     with pytest.raises(DistdataError, match=r"45samples pays for 9 seeds with .* these cost 48 samples"):
         _pilot(_cells(2), half, "45samples")
+    with pytest.raises(DistdataError, match=r"0.40usd buys nothing; the cheapest draw costs \$1.00"):
+        _pilot(_cells(1), _seeds([50], said=False), "0.4usd")
     # all that there is: six seeds, and the rest is left over
     assert _pilot(_cells(2), _seeds([3, 3]), "30samples").shortfall == 6.0
 

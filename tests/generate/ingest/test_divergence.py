@@ -111,7 +111,7 @@ def test_what_is_no_text_is_refused_by_row(world: Any, project: Project, tmp_pat
 
 
 def test_a_case_is_given_up(world: Any, project: Project, tmp_path: Path) -> None:
-    """It is closed with its reason and never bought; the second time it is over already, and an unknown one is named."""
+    """It is closed with its reason and never bought; the second time it is over already; an unknown one is named."""
     ingest_divergence(project, write(tmp_path / "a.jsonl", diverged(), diverged(case_id="B", seed_id="s02")))
     assert give_up(project, ["A"], "no budget", dry_run=True).n_taken == 1
     assert states(project) == {"A": "open", "B": "open"}

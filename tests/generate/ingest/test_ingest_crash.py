@@ -108,7 +108,7 @@ def content(project: Project) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def enumerate_kills(world: Any, server: Server, tmp_path: Path, do: str, *, every: bool) -> None:
-    """Kill at every effect (or at the first rename of each name), run again, and compare with a run that was not killed."""
+    """Kill at every effect (or at the first rename of each name), run again, and compare with an unkilled run."""
     base, path = start(world, tmp_path, do)
     before = content(base)
     whole = copy(base, tmp_path / "whole")

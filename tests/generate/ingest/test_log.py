@@ -55,8 +55,8 @@ def test_a_record_says_what_the_call_said(tmp_path: Path) -> None:
 def test_numpy_and_buffers_are_taken_for_what_they_are(tmp_path: Path) -> None:
     """Numbers and arrays of numpy become JSON's, buffers become bytes; an astral character is no half of a pair."""
     assert log_byproduct(
-        tmp_path, seed_id=np.int64(7), axes={"a": np.str_("b")}, teacher_version="1", score=np.float32(0.5), ok=np.bool_(1),
-        params={"v": np.arange(2), "w": np.float64(1.5)}, group="\U0001f600",
+        tmp_path, seed_id=np.int64(7), axes={"a": np.str_("b")}, teacher_version="1", score=np.float32(0.5),
+        ok=np.bool_(1), params={"v": np.arange(2), "w": np.float64(1.5)}, group="\U0001f600",
         members={"a.bin": bytearray(b"ab"), "b.bin": memoryview(b"cd"), "m.json": {"n": np.int8(3)}},
     )  # fmt: skip
     (record,) = whole(tmp_path)

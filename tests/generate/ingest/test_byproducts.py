@@ -128,15 +128,23 @@ REFUSED = [
 def test_a_refused_row_says_why(world: Any, project: Project, tmp_path: Path) -> None:
     """What can't count is refused with reason, place, the row's own value and what to do; rows beside it are taken."""
     good = rows_of(world, ["s02"])
+    files: list[dict[str, tuple[dict[str, Any], str]]] = []  # in each file every reason once, so that each is shown
     for more, reason, example in REFUSED:
-        bad = {**rows_of(world, ["s00"])[0], **more}
-        done = ingest_byproduct(project, [write_jsonl(tmp_path / "a.jsonl", [*good, bad, bad])], dry_run=True)
-        assert (done.n_taken, reasons(done)) == (1, {reason: 2}), more
-        (group,) = done.refusals.groups.values()
-        assert group.first_row == "a.jsonl line 2"
-        assert example in group.example, group.example
-        assert group.advice
-        assert f"refused, 2: {reason}. First: a.jsonl line 2: {group.example}" in done.lines()[1]
+        file = next((f for f in files if reason not in f), None)
+        if file is None:
+            files.append(file := {})
+        file[reason] = ({**rows_of(world, ["s00"])[0], **more}, example)
+    for file in files:
+        rows = [*good, *(row for row, _ in file.values() for _ in range(2))]
+        done = ingest_byproduct(project, [write_jsonl(tmp_path / "a.jsonl", rows)], dry_run=True)
+        assert (done.n_taken, reasons(done)) == (1, dict.fromkeys(file, 2))
+        for i, (reason, (_, example)) in enumerate(file.items()):
+            group = done.refusals.groups[reason]
+            assert group.first_row == f"a.jsonl line {2 * i + 2}"
+            assert example in group.example, group.example
+            assert group.advice
+            words = f"refused, 2: {reason}. First: {group.first_row}: {group.example}"
+            assert any(words in line for line in done.lines()[1:])
 
 
 def test_refusals_are_kept(world: Any, project: Project, tmp_path: Path) -> None:

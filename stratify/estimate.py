@@ -38,7 +38,7 @@ import polars as pl
 
 from ..catalogs.errors import DistdataError
 from ..catalogs.estimates import EstimateRows
-from .spread import STRATUM, Floats, agreement_reach, borrow, group_errors, spread_of
+from .spread import STRATUM, agreement_reach, borrow, group_errors, spread_of
 from .t_law import t_quantile
 
 What = Literal["mean", "share", "total", "count"]
@@ -88,14 +88,16 @@ class Estimates:
             lines.append(
                 f"{n_borrowed} of {n_cells} cells have one seed only and borrow the variance of their scenario"
             )
-        agree = self.table.filter(pl.col("se").is_not_null() & pl.col("df").is_null() & (pl.col("low") < pl.col("high")))
+        agree = self.table.filter(
+            pl.col("se").is_not_null() & pl.col("df").is_null() & (pl.col("low") < pl.col("high"))
+        )
         if agree.height:
             lines.append("where the standard error is 0 all seeds agree: the interval is a binomial bound")
         n_conservative = int(rows["n_conservative"].sum())
         if self.target == "frame" and n_conservative:
             lines.append(
-                f"{n_conservative} of {n_cells} cells have seeds with a single draw: their error is that for an endless "
-                "frame, rather too wide"
+                f"{n_conservative} of {n_cells} cells have seeds with a single draw: their error is that for an "
+                "endless frame, rather too wide"
             )
         return lines
 
@@ -314,7 +316,9 @@ def _reaches(lines: pl.DataFrame, what: What, level: float) -> pl.DataFrame:
     rows = []
     for group in lines.select("group", n=n, down=gain * value, up=gain * (1 - value)).partition_by("group"):
         sizes = group["n"].fill_nan(0.0).to_numpy()
-        reach = [agreement_reach(group[side].fill_nan(0.0).to_numpy(), sizes, (1 - level) / 2) for side in ("down", "up")]
+        reach = [
+            agreement_reach(group[side].fill_nan(0.0).to_numpy(), sizes, (1 - level) / 2) for side in ("down", "up")
+        ]
         rows.append((group["group"][0], *reach))
     return pl.DataFrame(rows, schema={"group": pl.Int64, "down": pl.Float64, "up": pl.Float64}, orient="row")
 

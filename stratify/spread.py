@@ -145,7 +145,9 @@ def group_errors(strata: pl.DataFrame, *, ht: bool, frame: bool) -> pl.DataFrame
     )
     cell, v = pl.col("cell_id"), pl.col("v")
     of_pools = lines.filter("borrows").group_by("group", "pool").agg(v.sum(), df=pl.col("df_lent").first())
-    terms = pl.concat([lines.filter(~pl.col("borrows")).select("group", "v", "df"), of_pools.select("group", "v", "df")])
+    terms = pl.concat(
+        [lines.filter(~pl.col("borrows")).select("group", "v", "df"), of_pools.select("group", "v", "df")]
+    )
     gain = pl.col("a") * pl.col("part") * pl.col("weight")
     counts = lines.group_by("group").agg(
         n_cells=cell.n_unique(),

@@ -25,6 +25,7 @@ from ...catalogs.errors import DistdataError, nearest
 from ...catalogs.events import append_json, list_events, read_json
 from ...catalogs.files import exclusive_lock, write_atomic
 from ...catalogs.hashing import bytes_hash, content_hash
+from ...catalogs.macros import ALL_COUNTED
 from ...catalogs.project import Project
 from ...catalogs.protocol import Draw, MemberSpec, TeacherInfo
 from ...catalogs.register import catch_up
@@ -39,7 +40,7 @@ from .write_units import TakenRow, UnitFacts, remove_beyond, write_unit
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 64 << 20
-LAST_K = 2**15 - 2  # the largest int16 is "all draws of the seed count", and k < k_counted must hold
+LAST_K = ALL_COUNTED - 1  # k < k_counted must hold for every draw
 TAIL = 6
 """How many characters at the end of a keyed sample's id say what the answer is; the others say whose it is."""
 SAY_EVERY_S = 2.0

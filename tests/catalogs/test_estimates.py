@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -163,13 +164,38 @@ def test_teachers_are_chosen_by_version_or_hash(project: Project) -> None:
         ("[gpu_s]", None, r"gives DOUBLE\[\] values; give numbers"),
         ("1 / (k - 1.0) * 'Infinity'::DOUBLE", None, "infinite or NaN in .* of 3 draws, .* the first"),
         ("outcome::INTEGER", None, "Conversion Error"),
-        ("(SELECT count(*) FROM read_csv('/etc/passwd'))", None, "disabled by configuration"),
+        ("(SELECT count(*) FROM read_csv('/etc/passwd'))", None, "holds a query of its own"),
+        ("unnest([1, 2])", None, r"'unnest\(\[1, 2\]\)' makes several rows of one draw"),
+        ("row_number() over ()", None, "looks at other draws"),
+        ("gpu_s", "k = (SELECT max(k) FROM samples)", "holds a query of its own"),
     ],
 )  # fmt: skip
 def test_wrong_expressions_are_explained(project: Project, expr: str, where: str | None, said: str) -> None:
     """Each mistake in an expression gets a message about it, and no file is read."""
     with pytest.raises(DistdataError, match=said):
         estimate_rows(project, expr, where)
+
+
+def test_an_empty_teacher_is_refused(project: Project) -> None:
+    """The beginning of no hash would be that of every hash."""
+    with pytest.raises(DistdataError, match="--teacher is empty"):
+        estimate_rows(project, "k", teacher=" ")
+
+
+def test_a_condition_that_no_draw_meets_is_named(project: Project) -> None:
+    """The words say why there are no numbers."""
+    assert "no draw meets --where" in estimate_rows(project, "gpu_s", "false").words()
+    assert "no draw meets --where" not in estimate_rows(project, "gpu_s", "k = 0").words()
+
+
+def test_cells_of_byproducts_alone_are_not_covered(project: Project) -> None:
+    """What is said to be covered is what is used: seeds that others chose stand for no cell of 15 seeds."""
+    rows = estimate_rows(project, "gpu_s")
+    chosen = replace(rows, draws=rows.draws.with_columns(certain=pl.lit(True)))
+    words = "\n".join(chosen.words())
+    assert "covers 0.0% of the fleet; 2 of 2 cells have none" in words
+    assert "1 cells hold only samples that others chose" in words
+    assert "others chose" not in "\n".join(rows.words())
 
 
 def test_wrong_purposes_are_explained(project: Project) -> None:

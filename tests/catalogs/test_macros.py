@@ -100,8 +100,11 @@ CASES = [
     ("gpu_s", "cell_id = 10"),  # single draws
     ("gpu_s", "false"),
     # one scenario whose strata of several seeds say 0, one where they are unlike those of one seed
-    ("CASE WHEN scenario = 'x4' AND cell_id < 11 THEN 3 WHEN scenario = 'x5' AND cell_id < 11 THEN gpu_s / 9 "
-     "ELSE gpu_s END", None),
+    (
+        "CASE WHEN scenario = 'x4' AND cell_id < 11 THEN 3 WHEN scenario = 'x5' AND cell_id < 11 THEN gpu_s / 9 "
+        "ELSE gpu_s END",
+        None,
+    ),
 ]
 
 

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from distdata.catalogs.errors import DistdataError
 from distdata.stratify.estimate import Estimates, estimate, estimate_shares
+from distdata.stratify.estimate_words import estimate_words
 from distdata.stratify.t_law import t_cdf, t_quantile
 
 
@@ -156,11 +158,13 @@ def test_a_share_where_all_agree_has_the_exact_bound() -> None:
     row = _row(estimate(draws, _cells([1.0], [100]), what="share"))
     assert (row["estimate"], row["se"], row["df"], row["low"]) == (0.0, 0.0, None, 0.0)
     assert row["high"] == pytest.approx(stats.beta.ppf(0.975, 1, 10))
-    # two cells that agree each for itself: 0.3 of the fleet stops, up to as many as the same bound allows
+    # two cells that agree each for itself: up only the first can go, down only the second (five seeds each)
     split = draws.with_columns(cell_id=pl.int_range(10) // 5, value=(pl.int_range(10) // 5).cast(pl.Float64))
     row = _row(estimate(split, _cells([0.7, 0.3], [50, 50]), what="share"))
-    reach = 1 - 0.025 ** (1 / (1 / (0.7**2 / 5 + 0.3**2 / 5)))
-    assert (row["estimate"], row["low"], row["high"]) == pytest.approx((0.3, max(0.3 - reach, 0), 0.3 + reach))
+    reach = 1 - 0.025 ** (1 / 5)
+    assert (row["estimate"], row["low"], row["high"]) == pytest.approx((0.3, 0.3 - 0.3 * reach, 0.3 + 0.7 * reach))
+    result = estimate(split, _cells([0.7, 0.3], [50, 50]), what="share")
+    assert "binomial bound" in "\n".join(result.words())
     ones = _row(estimate(draws.with_columns(value=pl.lit(1.0)), _cells([1.0], [100]), what="share"))
     assert (ones["low"], ones["high"]) == pytest.approx((stats.beta.ppf(0.025, 10, 1), 1.0))
 
@@ -180,6 +184,33 @@ def test_nothing_at_all() -> None:
     """Without draws every number is null or 0, and there is no traceback."""
     row = _row(estimate(TWO.clear(), _cells([1.0], [10])))
     assert (row["estimate"], row["se"], row["n_draws"], row["covered"]) == (None, None, 0, 0.0)
+
+
+def test_a_condition_that_no_draw_meets() -> None:
+    """Every number is null, not NaN, and the screen shows blanks; texts of which there is none make no table."""
+    result = estimate(TWO.with_columns(domain=pl.lit(False)), _cells([0.6, 0.4], [10, 10]))
+    row = _row(result)
+    assert [row[c] for c in ("estimate", "se", "df", "low", "high", "effective_n")] == [None] * 6
+    assert "nan" not in estimate_words(result, [], width=120, color=False).lower()
+    texts = TWO.with_columns(value=pl.lit("go"), domain=pl.lit(False))
+    none = estimate_shares(texts, _cells([0.6, 0.4], [10, 10]))
+    assert estimate_words(none, ["no draw meets it"], width=120, color=False).startswith("Share over the fleet")
+
+
+def test_a_column_twice_is_refused() -> None:
+    """Grouping by light and light again is a mistake with a name."""
+    cells = _cells([0.6, 0.4], [10, 10], light=["day", "night"])
+    with pytest.raises(DistdataError, match="--by names 'light' twice"):
+        estimate(TWO, cells, by=["light", "light"])
+
+
+def test_a_total_says_what_it_is_about_and_shows_whole_numbers() -> None:
+    """A total is about the frame; 1,100.6 print as 1,101."""
+    result = estimate(TWO, _cells([0.6, 0.4], [200, 100]).with_columns(n_frame=pl.Series([200.0, 100.2])), what="total")
+    assert "always about the frame" in result.words()[0]
+    words = estimate_words(result, [], width=160, color=False)
+    assert "1,101" in words
+    assert "1,101." not in words
 
 
 def test_one_seed_in_all_has_no_error() -> None:

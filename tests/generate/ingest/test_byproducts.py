@@ -423,6 +423,18 @@ def test_large_inputs_come_in_units(
     world.assert_rebuilds(project)
 
 
+def test_the_last_number_of_a_seed(
+    world: Any, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A seed holds no more draws than can be counted, k < 32,767; the row beyond is refused."""
+    assert samples.LAST_K == 32_766
+    monkeypatch.setattr(samples, "FIRST_K", samples.LAST_K)
+    monkeypatch.setattr(samples._Counts.__init__, "__defaults__", (0, samples.LAST_K))
+    done = ingest_byproduct(project, [write_jsonl(tmp_path / "a.jsonl", rows_of(world, ["s00", "s00"]))])
+    assert (done.n_taken, reasons(done)) == (1, {"too many of one seed": 1})
+    assert world.sql(project, "SELECT k FROM samples") == [(32_766,)]
+
+
 def test_seeds_that_change_meanwhile_stop_it(
     world: Any, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

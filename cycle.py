@@ -391,6 +391,10 @@ def estimate_fleet(
             raise DistdataError(f"estimate: --{name} {word!r} is not known.{nearest(word, words)}")
     rows = estimate_rows(project, expr, where, purpose, teacher)
     groups = [name.strip() for name in by.split(",") if name.strip()] if by else []
+    if by is not None and not groups:
+        raise DistdataError(
+            "estimate: --by names nothing. Give axes, scenario, layer, cell or slice: --by weather,light"
+        )
     known = [c for c in rows.cells.columns if c not in ("cell_id", "fleet_share", "n_frame")]
     for name in groups:
         if name not in known:

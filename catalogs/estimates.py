@@ -63,9 +63,10 @@ class EstimateRows:
                 f"the sample covers {covered:.1%} of the fleet; {len(names)} of {self.cells.height} cells have none: "
                 f"{', '.join(names[:3])}{more}"
             )
-        if held.height > used.height:
+        n_alone = held.height - used.height
+        if n_alone:
             lines.append(
-                f"{held.height - used.height} cells hold only samples that others chose, which stand for nobody else; "
+                f"cells that hold only samples that others chose, which stand for nobody else: {n_alone}; "
                 "a plan that buys there covers them"
             )
         if self.draws.height and not self.draws["domain"].any():

@@ -50,7 +50,8 @@ WITH newest AS (
     )) || ' values; give a number or a truth value, such as k') END AS DOUBLE) AS y, coalesce(({condition}
     ), false) AS d FROM fleet_draws SEMI JOIN newest USING (teacher_hash) WHERE counted AND split = '{of_split}'
 ), draw AS (
-    SELECT given.* EXCLUDE (y, d), scenario, a, n_frame, part, CASE WHEN d AND y IS NOT NULL THEN 1.0::DOUBLE ELSE 0 END AS x,
+    SELECT given.* EXCLUDE (y, d), scenario, a, n_frame, part,
+        CASE WHEN d AND y IS NOT NULL THEN 1.0::DOUBLE ELSE 0 END AS x,
         CASE WHEN d AND y IS NOT NULL THEN y ELSE 0 END AS z
     FROM given JOIN part USING (cell_id)
 ), seed AS (
@@ -83,9 +84,11 @@ WITH newest AS (
 ), residual AS (
     SELECT cell_id, chosen, seed_id, avg(z - coalesce(estimate, 0) * x) AS r,
         var_samp(z - coalesce(estimate, 0) * x) / count(*) AS w, avg(z - r0 * x) AS e0
-    FROM draw JOIN mean USING (part) CROSS JOIN common SEMI JOIN whole USING (cell_id, chosen) GROUP BY cell_id, chosen, seed_id
+    FROM draw JOIN mean USING (part) CROSS JOIN common SEMI JOIN whole USING (cell_id, chosen)
+    GROUP BY cell_id, chosen, seed_id
 ), centred AS (
-    SELECT weighed.* EXCLUDE (z, x, share), x, w, r, e0, r - sum(p * r) OVER s AS e, sum(p * p) OVER s AS sum_p2,
+    SELECT weighed.* EXCLUDE (z, x, share), x, w, r, e0, r - sum(p * r) OVER s AS e,
+        sum(p * p) OVER s AS sum_p2,
         p < max(p) OVER s * (1 - 1e-9) AS is_end
     FROM weighed JOIN residual USING (cell_id, chosen, seed_id) WINDOW s AS (PARTITION BY cell_id, chosen)
 ), facts AS (
@@ -133,7 +136,8 @@ WITH newest AS (
 ), trusted AS (
     SELECT *, w_df > 0 AND NOT coalesce(w <= 1e-9 * b OR b > 4 * t, false) AS trusts FROM shifted
 ), offer AS (
-    SELECT h.part, h.scenario, h.trusts AND (h.b IS NOT NULL OR h.w > 1e-9 * g.w) AS own, own OR h.b IS NOT NULL AS here,
+    SELECT h.part, h.scenario, h.trusts AND (h.b IS NOT NULL OR h.w > 1e-9 * g.w) AS own,
+        own OR h.b IS NOT NULL AS here,
         CASE WHEN own THEN h.w WHEN h.b IS NOT NULL THEN h.b WHEN g.trusts THEN g.w ELSE g.b END AS s2_lent,
         greatest(CASE WHEN own THEN h.w_df WHEN h.b IS NOT NULL THEN h.b_df WHEN g.trusts THEN g.w_df ELSE g.b_df END,
             1) AS df_lent
@@ -163,7 +167,8 @@ WITH newest AS (
         sum(weight * gain) ** 2 / nullif(sum(weight ** 2 * gain2), 0) AS effective_n
     FROM term GROUP BY part
 )
-SELECT part, estimate, sqrt(v) / nullif(over, 0) AS se, CASE WHEN estimate IS NOT NULL THEN df END AS df, n_seeds, n_draws, effective_n,
+SELECT part, estimate, sqrt(v) / nullif(over, 0) AS se, CASE WHEN estimate IS NOT NULL THEN df END AS df,
+    n_seeds, n_draws, effective_n,
     covered / nullif((SELECT sum(a) FROM part p WHERE p.part = mean.part), 0) AS covered
 FROM mean JOIN total USING (part) JOIN freedom USING (part)
 UNION ALL SELECT teacher_hash, 0, 0, 0, 0, 0, 0, 0 FROM newest WHERE teacher_hash IS NULL -- raises its errors always

@@ -278,8 +278,8 @@ def _weights(layout: str) -> str:
     )
     return text + (
         " The weights hold for the corpus as a whole, whichever plan bought a sample; samples bought after looking at "
-        "the data, and those from outside the sampled seeds, weigh 0, and so does a cell whose samples are all byproducts: their "
-        "seeds were chosen by others and stand for nobody else."
+        "the data, and those from outside the sampled seeds, weigh 0. So do the samples of a cell held only by "
+        "byproducts: others chose its seeds, which stand for nobody else."
     )
 
 

@@ -22,8 +22,9 @@ side.
 Horvitz-Thompson sums don't divide by the sum of weights. Where sizes differ the variance is that of priority sampling,
 sum_i share_i^2 (1 - pi_i) z_i^2, whose covariances are 0 (Duffield, Lund and Thorup 2007), + s^2 / N for the rest.
 
-A stratum with one seed shows no variance of its own and borrows that of its scenario (`spread.borrow`). Degrees of freedom are
-Satterthwaite's (1946) over strata, with Welch's (1947) correction for variances that are estimates themselves.
+A stratum with one seed shows no variance of its own and borrows that of its scenario (`spread.borrow`). Degrees of
+freedom are Satterthwaite's (1946) over strata, with Welch's (1947) correction for variances that are estimates
+themselves.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def test_cells_of_byproducts_alone_are_not_covered(project: Project) -> None:
     chosen = replace(rows, draws=rows.draws.with_columns(certain=pl.lit(True)))
     words = "\n".join(chosen.words())
     assert "covers 0.0% of the fleet; 2 of 2 cells have none" in words
-    assert "1 cells hold only samples that others chose" in words
+    assert "cells that hold only samples that others chose, which stand for nobody else: 1;" in words
     assert "others chose" not in "\n".join(rows.words())
 
 

@@ -26,7 +26,7 @@ lint: setup
 	MYPYPATH=$(VENV)/typing $(BIN)/mypy --no-error-summary $(TYPED)
 
 test: setup lint
-	$(BIN)/python -m pytest -q -m "not prove" $(ARGS)
+	$(BIN)/python -m pytest -q -m "not prove" -n 2 --dist loadfile $(ARGS)
 
 prove: setup
 	$(BIN)/python -m pytest -q -m prove $(ARGS)

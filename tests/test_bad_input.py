@@ -369,7 +369,7 @@ def test_money_below_the_floors(tmp_path: Path, capfd: pytest.CaptureFixture[str
     """Money that can't pay every cell's floor is refused with what would be enough, and that much is enough."""
     root = small_project(tmp_path, [seed(f"s{c}-{i}", c, group=f"g{c}-{i}") for c in range(7) for i in range(20)])
     # 2 seeds in each of 7 cells, one draw each as none is a decision point: 14 draws of 0.01 s at $36 an hour
-    said = ["plan train: the floors of 7 cells (2 seeds each) cost 0.01usd; the budget is 0.0011usd."]
+    said = ["plan train: the floors of 7 cells (2 seeds each) cost $0.0014; the budget is 0.0011usd."]
     refused(root, capfd, ["plan", "--budget", "$0.0011"], *said, "Give at least --budget 0.01usd")
     assert run(root, "plan", "--budget", "0.01usd") == 0
 

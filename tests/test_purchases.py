@@ -132,15 +132,15 @@ def _sql(project: Project, query: str) -> list[tuple[Any, ...]]:
 def test_plans_for_two_purposes_never_buy_the_same_draw(tmp_path: Path) -> None:
     """A train plan beside an open pilot plan buys only what the pilot does not; together they fill the target."""
     project = _project(tmp_path / "p")
-    pilot = _buy(project, 16, "pilot")
-    _buy(project, 40)
+    pilot = _buy(project, 40, "pilot")
+    _buy(project, 64)
     _make(project, plan_id=pilot)
     _make(project)
     ids = [r[0] for r in _sql(project, "SELECT sample_id FROM samples")]
-    assert len(ids) == len(set(ids)) == 40
-    assert len(_calls(project)) == 40, "the teacher was asked for each draw once"
+    assert len(ids) == len(set(ids)) == 64
+    assert len(_calls(project)) == 64, "the teacher was asked for each draw once"
     # the pilot's draws come from training seeds: the training corpus is complete with them
-    assert _sql(project, "SELECT sum(kept), sum(target), sum(deficit) FROM coverage") == [(40, 40, 0)]
+    assert _sql(project, "SELECT sum(kept), sum(target), sum(deficit) FROM coverage") == [(64, 64, 0)]
 
 
 def test_a_plan_computed_before_the_catalog_changed_is_not_saved(tmp_path: Path) -> None:

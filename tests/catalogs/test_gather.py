@@ -162,7 +162,7 @@ def test_the_plan_is_named_where_the_newest_is_not_meant(tiny: Any, tmp_path: Pa
     (project.root / "more.jsonl").write_text("".join(json.dumps(seed) + "\n" for seed in more))
     import_seed_file(project, project.root / "more.jsonl")
     assert catalog_facts(project)["next"] == "distdata generate"
-    pilot = _plan(project, 10, "pilot")
+    pilot = _plan(project, 40, "pilot")
     assert catalog_facts(project)["next"] == f"distdata generate --plan {train}"
     tiny.run(project, plan_id=pilot)
     assert catalog_facts(project)["next"] == f"distdata generate --plan {train}"

@@ -81,7 +81,15 @@ def set_targets(problem: Problem) -> Targets:
         _refuse_no_room(problem, problem.stock.offer > 0)
     fresh = problem.stock.fresh_for(target)
     notes = [_shortfall_note(problem, target, shortfall)] if shortfall else []
-    if not fresh.any() and not problem.n_cases.any():
+    offered = problem.stock.offer > 0
+    nothing = not fresh.any() and not problem.n_cases.any()
+    if nothing and budget is not None and budget.kind != "samples" and offered.any():
+        least = budget.words(float(problem.price()[offered].min()))
+        notes.append(
+            f"Nothing to buy: {budget.words(budget.amount)} pays for no new draw where the plan would go on; a draw "
+            f"costs {least} or more."
+        )
+    elif nothing:
         n = int(problem.stock.worth.sum())
         aim = (
             "what this budget aims at" if budget is not None else f"all that a {problem.request.purpose} plan asks for"

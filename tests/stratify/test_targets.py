@@ -467,6 +467,16 @@ def test_a_met_sample_budget_is_an_empty_plan_with_a_word() -> None:
     assert again.notes == ("Nothing to buy: the 6 samples that exist are what this budget aims at.",)
 
 
+def test_too_little_money_says_what_a_draw_costs() -> None:
+    """With samples there already, a budget below the price of a draw is an empty plan that names both."""
+    cells, seeds = _cells(["core"] * 2), _seeds([5, 5])
+    first = _plan("6samples", cells, seeds)
+    again = _plan("0.25usd", cells, seeds, first.draws.select("seed_id", "k"))
+    assert again.n_fresh == 0
+    assert again.notes[-1].startswith("Nothing to buy: $0.25 pays for no new draw")
+    assert again.notes[-1].endswith("a draw costs $0.50 or more.")
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_top_ups_fill_a_skewed_log_to_its_targets(seed: int) -> None:
     """A log skewed 1000:1, 20% rejected: top-ups end with every fillable cell at its target and the others named.

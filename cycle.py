@@ -186,7 +186,7 @@ def explain_in_force(project: Project, purpose: str, pattern: str) -> list[str]:
     header = plan_in_force(project, purpose)
     if header is None:
         raise DistdataError(
-            f"plan --explain: no {purpose} plan is in force. Give the --budget of the one you have in mind."
+            f"plan --explain: no {purpose} plan is in force. Make one, or give the --budget of one to look at."
         )
     frames = plan_frames(project, header)
     if "request" not in header:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import polars as pl
 
@@ -12,7 +10,7 @@ from ..catalogs.frames import Candidates
 from .bounds import first_names
 from .frame import Bools, Floats
 from .request import FRAME_SPLIT, MAX_PRICE, PlanRequest, Rates
-from .splits import ShortSlice, refuse_short_slices
+from .splits import check_splits, count_groups, refuse_short_slices
 
 
 def check_cells(cells: pl.DataFrame) -> None:
@@ -61,8 +59,7 @@ def groups_of(request: PlanRequest, cells: pl.DataFrame, seeds: pl.DataFrame | C
         if request.held_out:
             raise ValueError("groups must be given when seeds are candidates")
         return pl.DataFrame(schema={"slice": pl.String, "split": pl.String, "n_groups": pl.Int64})
-    placed = seeds.lazy().join(cells.lazy().select("cell_id", "slice"), on="cell_id")
-    return placed.group_by("slice", "split").agg(n_groups=pl.col("grp").n_unique().cast(pl.Int64)).collect()
+    return count_groups(seeds.lazy().join(cells.lazy().select("cell_id", "slice"), on="cell_id"))
 
 
 def check_seeds(request: PlanRequest, cells: pl.DataFrame, groups: pl.DataFrame, lacking: Bools) -> Bools:
@@ -73,7 +70,8 @@ def check_seeds(request: PlanRequest, cells: pl.DataFrame, groups: pl.DataFrame,
     """
     feasible = cells["feasible"].to_numpy()
     slices = cells["slice"].to_numpy()
-    short = _short_slices(request, cells.filter("feasible")["slice"].unique().to_list(), groups)
+    names = cells.filter("feasible")["slice"].to_list()
+    short = check_splits(groups, names, held_out=request.held_out, min_groups=request.min_groups)
     if not (request.allow_undecidable or request.top_up):
         if FRAME_SPLIT[request.purpose] != "train":
             refuse_short_slices(short)
@@ -81,18 +79,6 @@ def check_seeds(request: PlanRequest, cells: pl.DataFrame, groups: pl.DataFrame,
         _refuse_lacking(request, cells, lacking)
         refuse_short_slices(short)
     return np.isin(slices, [s.slice for s in short])
-
-
-def _short_slices(request: PlanRequest, names: Sequence[str], groups: pl.DataFrame) -> list[ShortSlice]:
-    """List the slices with too few groups in a held-out split, sorted by slice; a group lies in one split only."""
-    have = {(s, split): n for s, split, n in groups.select("slice", "split", "n_groups").iter_rows()}
-    total = dict(groups.group_by("slice").agg(pl.col("n_groups").sum()).iter_rows())
-    return [
-        ShortSlice(slice=name, split=split, have=n, need=request.min_groups, n_groups=total.get(name, 0))
-        for name in sorted(names)
-        for split in request.held_out
-        if (n := have.get((name, split), 0)) < request.min_groups
-    ]
 
 
 def _refuse_lacking(request: PlanRequest, cells: pl.DataFrame, lacking: Bools) -> None:

@@ -87,18 +87,21 @@ def _top_up(
         code[movable[:missing]] = split
 
 
+def count_groups(seeds: pl.LazyFrame) -> pl.DataFrame:
+    """Count the distinct groups of seeds [slice, grp, split] per slice and split: [slice, split, n_groups]."""
+    return seeds.group_by("slice", "split").agg(n_groups=pl.col("grp").n_unique().cast(pl.Int64)).collect()
+
+
 def check_splits(
-    seeds: pl.DataFrame, slices: Sequence[str], *, held_out: Sequence[str], min_groups: int
+    groups: pl.DataFrame, slices: Sequence[str], *, held_out: Sequence[str], min_groups: int
 ) -> list[ShortSlice]:
     """List the slices with fewer than `min_groups` groups in a held-out split, sorted by slice, then split.
 
-    `seeds` has [slice, grp, split]; `slices` names every slice that should have gates, seeds or not.
+    `groups` has [slice, split, n_groups], a group in one split only; `slices` names every slice that should have gates,
+    seeds or not.
     """
-    groups = seeds.lazy().select("slice", "grp", "split").unique()
-    per_split = groups.filter(pl.col("split").is_in(list(held_out))).group_by("slice", "split").len().collect()
-    totals = groups.group_by("slice").agg(pl.col("grp").n_unique()).collect()
-    have = {(row[0], row[1]): int(row[2]) for row in per_split.iter_rows()}
-    total = {row[0]: int(row[1]) for row in totals.iter_rows()}
+    have = {(s, split): n for s, split, n in groups.select("slice", "split", "n_groups").iter_rows()}
+    total = dict(groups.group_by("slice").agg(pl.col("n_groups").sum()).iter_rows())
     return [
         ShortSlice(slice=name, split=split, have=n, need=min_groups, n_groups=total.get(name, 0))
         for name in sorted(set(slices))

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from distdata.catalogs.errors import DistdataError
 from distdata.catalogs.hashing import unit_interval
-from distdata.stratify.splits import ShortSlice, assign_splits, check_splits, groups_needed, refuse_short_slices
+from distdata.stratify.splits import (
+    ShortSlice,
+    assign_splits,
+    check_splits,
+    count_groups,
+    groups_needed,
+    refuse_short_slices,
+)
 
 NONE_USED = pl.DataFrame(schema={"grp": pl.String, "split": pl.String})
 
@@ -126,15 +133,16 @@ def test_short_slices_are_found_with_their_numbers() -> None:
             "split": ["gate", "gate", "train", "gate", "gate", "confirm", "confirm"],
         }
     )
-    short = check_splits(frame, ["a", "b", "c"], held_out=["gate", "confirm"], min_groups=2)
+    groups = count_groups(frame.lazy())
+    short = check_splits(groups, ["a", "b", "c"], held_out=["gate", "confirm"], min_groups=2)
     assert short == [
         ShortSlice(slice="a", split="gate", have=1, need=2, n_groups=2),
         ShortSlice(slice="a", split="confirm", have=0, need=2, n_groups=2),
         ShortSlice(slice="c", split="gate", have=0, need=2, n_groups=0),
         ShortSlice(slice="c", split="confirm", have=0, need=2, n_groups=0),
     ]
-    assert check_splits(frame, ["b"], held_out=["gate", "confirm"], min_groups=2) == []
-    assert check_splits(frame, ["a"], held_out=[], min_groups=2) == []
+    assert check_splits(groups, ["b"], held_out=["gate", "confirm"], min_groups=2) == []
+    assert check_splits(groups, ["a"], held_out=[], min_groups=2) == []
 
 
 def test_the_refusal_names_slices_and_ways_out() -> None:

@@ -2,10 +2,12 @@
 # make test    set up, check style and types, run every test but the long proofs
 # make prove   the long statistical and crash proofs
 # make bench   all benchmarks, or one: make bench NAME=shards_write [SIZE=small]
+# tiny networks on two processes: a second thread each costs more than it brings
+export OMP_NUM_THREADS ?= 1
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-TYPED := $(foreach p,catalogs stratify generate curate train_min,-p distdata.$(p)) -m distdata.cli -m distdata.cycle -m distdata.projects
+TYPED := $(foreach p,catalogs stratify generate curate train_min,-p distdata.$(p)) -m distdata.cli -p distdata.cycle -m distdata.projects
 
 .PHONY: setup demo test prove bench lint format clean
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -16,12 +17,13 @@ import typer
 from . import __version__
 from .catalogs.console import AsJson, DryRun, ProjectDir, emit, open_here, say, screen
 from .catalogs.errors import DistdataError
+from .cycle.commands import loop_app, show_forecast
 from .generate.ingest.commands import ingest_app
 
 if TYPE_CHECKING:
     from .catalogs.comparison import Comparison
     from .catalogs.project import Project
-    from .cycle import Purchase
+    from .cycle.purchases import Purchase
 
 app = typer.Typer(
     name="distdata",
@@ -29,13 +31,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Decide which teacher samples to buy, buy each exactly once, and see what they cover.",
+    help="Decide which teacher samples to buy, buy each exactly once, and prove what the student kept.",
 )
 catalog_app = typer.Typer(no_args_is_help=True, help="Look after the catalog: seeds in, tables out, checks, rebuild.")
 export_app = typer.Typer(no_args_is_help=True, help="Write the corpus in the form that other tools read.")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(ingest_app, name="ingest")
 app.add_typer(export_app, name="export")
+app.add_typer(loop_app)
 
 INTERRUPTED = 130
 
@@ -99,7 +102,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def init(
-    preset: Annotated[str, typer.Option(help="driving, highway, or the path of a distdata.toml.")] = "driving",
+    preset: Annotated[str, typer.Option(help="driving, language, highway, or a distdata.toml.")] = "driving",
     seeds: Annotated[int | None, typer.Option(help="How many seeds the preset generates.", min=0)] = None,
     project: ProjectDir = Path(),
     as_json: AsJson = False,
@@ -246,6 +249,9 @@ def plan(
     cost: Annotated[
         bool, typer.Option("--cost", help="Price the programme of the costs table, and plan nothing.")
     ] = False,
+    to_green: Annotated[
+        bool, typer.Option("--to-green", help="Say what green slices would cost, from retraining on subsets.")
+    ] = False,
     boost: Annotated[list[str] | None, typer.Option(help="CELL_OR_SLICE=FACTOR; may be repeated.")] = None,
     allow_undecidable: Annotated[
         bool, typer.Option("--allow-undecidable", help="Plan around what can't be met.")
@@ -255,27 +261,30 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Decide what to buy within a budget: samples per cell, seeds, K draws each, and the cost."""
-    from . import cycle
+    from .cycle import purchases
 
     given = {"--explain": explain, "--compare": compare, "--cost": cost, "--budget": budget, "--policy": policy,
-             "--top-up": top_up, "--boost": boost}  # fmt: skip
+             "--top-up": top_up, "--boost": boost, "--to-green": to_green}  # fmt: skip
+    _refuse_idle(given, "--to-green", ())
     _refuse_idle(given, "--cost", ())
     _refuse_idle(given, "--compare", ("--budget",))
     _refuse_idle(given, "--top-up", ("--budget", "--explain"))
     here = open_here(project)
     if cost:
         _show_costs(here, as_json)
+    elif to_green:
+        show_forecast(here, as_json)
     elif compare is not None:
-        found = cycle.compare_plans(
+        found = purchases.compare_plans(
             here, budget=budget, policies=compare, purpose=purpose, allow_undecidable=allow_undecidable,  # type: ignore[arg-type]
         )  # fmt: skip
         _show_comparison(found, as_json)
     elif explain is not None and not (budget or policy or boost or top_up or allow_undecidable):
-        lines = cycle.explain_in_force(here, purpose, explain)
+        lines = purchases.explain_in_force(here, purpose, explain)
         emit(as_json, {"explain": lines}, lambda: "\n".join(lines))
     else:
-        bought = cycle.plan_purchase(
-            here, budget=budget, purpose=purpose, policy=policy, boosts=cycle.parse_boosts(boost or []),  # type: ignore[arg-type]
+        bought = purchases.plan_purchase(
+            here, budget=budget, purpose=purpose, policy=policy, boosts=purchases.parse_boosts(boost or []),  # type: ignore[arg-type]
             top_up=top_up, allow_undecidable=allow_undecidable, dry_run=dry_run or explain is not None,
         )  # fmt: skip
         _show_plan(here, bought, explain, dry_run, as_json)
@@ -289,7 +298,7 @@ def _refuse_idle(given: Mapping[str, object], option: str, goes_with: tuple[str,
 
 
 def _show_plan(project: Project, bought: Purchase, explain: str | None, dry_run: bool, as_json: bool) -> None:
-    from .cycle import save_purchase
+    from .cycle.purchases import save_purchase
     from .stratify.explain import explain as explain_plan
     from .stratify.words import plan_facts, plan_words
 
@@ -314,7 +323,7 @@ def _show_comparison(found: Comparison, as_json: bool) -> None:
 
 def _show_costs(project: Project, as_json: bool) -> None:
     from .catalogs.cost_table import cost_words
-    from .cycle import programme_costs
+    from .cycle.purchases import programme_costs
 
     table, size = programme_costs(project), screen()
     emit(as_json, table.as_dict(), lambda: cost_words(table, size["width"], size["color"]))
@@ -374,7 +383,7 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Estimate a fleet-level mean, share or total from the weighted draws, with its error."""
-    from .cycle import estimate_fleet
+    from .cycle.outputs import estimate_fleet
     from .stratify.estimate_words import estimate_words
 
     found, remarks = estimate_fleet(
@@ -446,10 +455,13 @@ def why(
 
 @app.command()
 def status(project: ProjectDir = Path(), as_json: AsJson = False) -> None:
-    """Show where the project stands: plans, draws made, spend, failures, what to do next."""
+    """Show where the project stands: plans, draws, spend, the lag, red slices, what to do next."""
     from .catalogs.gather import catalog_facts
+    from .catalogs.loop_facts import loop_facts
 
-    facts = catalog_facts(open_here(project))
+    here = open_here(project)
+    facts = catalog_facts(here)
+    facts |= loop_facts(here, date.today(), facts.pop("next"))
     emit(as_json, facts, lambda: "\n".join(f"{k:<16}{v}" for k, v in facts.items()))
 
 
@@ -460,7 +472,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page: coverage, spend, samples to look at."""
-    from .cycle import write_report
+    from .cycle.outputs import write_report
 
     path = write_report(open_here(project), out, say)
     emit(as_json, {"report": str(path)}, lambda: f"{path} written; open it in a browser.")
@@ -477,7 +489,7 @@ def export_hf(
     as_json: AsJson = False,
 ) -> None:
     """Write the training corpus as a Hugging Face dataset, with a card that shows its coverage."""
-    from .cycle import export_dataset
+    from .cycle.outputs import export_dataset
 
     done = export_dataset(
         open_here(project), out, layout=layout, push=push, public=public, overwrite=overwrite, say=say

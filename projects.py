@@ -18,7 +18,7 @@ from .catalogs.intake import ImportResult, define_cells, import_file, import_see
 from .catalogs.project import Project
 from .catalogs.seeds import from_arrow
 from .generate.presets import Preset, load_preset
-from .generate.teachers.registry import make_seeds
+from .generate.teachers.registry import make_seeds, takes_option
 from .stratify.splits import assign_splits
 
 
@@ -76,8 +76,15 @@ def import_seed_file(project: Project, path: Path) -> ImportResult:
 
 
 def import_generated(project: Project, generator: str, n: int, options: Mapping[str, Any]) -> ImportResult:
-    """Import seeds that a generator makes (see `generate.teachers.registry.make_seeds`)."""
+    """Import seeds that a generator makes (see `generate.teachers.registry.make_seeds`).
+
+    One that takes an option `within` is asked for the project's own axis values and scenario types alone.
+    """
     salt = project.config.project.salt
+    if "within" not in options and takes_option(generator, "within", project.root):
+        config = project.config
+        within = {name: list(axis.values) for name, axis in config.axes.items()} | {"scenario": list(config.scenarios)}
+        options = {**options, "within": within}
     table = make_seeds(generator, n, salt, options, project.root)
     identity = content_hash(["generator", generator, n, salt, dict(options)])
     return import_seeds(project, from_arrow(table), f"{generator} generator, n = {n:,}", identity, _split_rule(project))

@@ -25,7 +25,7 @@ import polars as pl
 
 from distdata.catalogs import store
 from distdata.catalogs.project import Project
-from distdata.cycle import plan_purchase, save_purchase
+from distdata.cycle.purchases import plan_purchase, save_purchase
 from distdata.projects import import_seed_file, init_project
 
 from .report import emit, small, versions
@@ -60,7 +60,7 @@ import json, re, sys, time
 from pathlib import Path
 import polars as pl
 from distdata.catalogs.project import Project
-from distdata.cycle import plan_purchase
+from distdata.cycle.purchases import plan_purchase
 root, budget, old = sys.argv[1:]
 start = time.perf_counter()
 plan = plan_purchase(Project.open(Path(root)), budget=budget, allow_undecidable=True, dry_run=True).plan

@@ -20,7 +20,7 @@ import numpy as np
 
 from distdata.catalogs.project import Project
 from distdata.catalogs.protocol import Draw, MemberSpec, Request, TeacherInfo
-from distdata.cycle import plan_purchase, save_purchase
+from distdata.cycle.purchases import plan_purchase, save_purchase
 from distdata.generate.run import generate
 from distdata.projects import import_seed_file, init_project
 

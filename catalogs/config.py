@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -200,6 +201,11 @@ class GateRules(_Strict):
       is `expected_difference` bands; the chance of missing is shared among the slices.
     - `sigma`: standard deviation of the gated statistic within a seed (0.5: a share at its worst); `tau`: over seeds,
       of the seed's own student-teacher difference. The pilot's draws replace `sigma` where they say enough.
+    - `metrics`: what is gated; None for all that the teacher's records allow. `bands`: bands of metrics other than the
+      outcome's, which is the slice's own. `tail_multiple`: by how much the slices of the long tail get more draws.
+    - `looks`: how often one student may be judged, on more draws each time; they share what it may spend of alpha.
+    - `candidates`: the how-manieth student against one teacher version the draws are planned for; later ones may spend
+      less of alpha and so need more of them. `k`: draws of each held-out decision point, instead of the plan's own.
     """
 
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
@@ -207,6 +213,46 @@ class GateRules(_Strict):
     expected_difference: float = Field(default=0.5, ge=0, lt=1)
     sigma: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     tau: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    metrics: list[str] | None = None
+    bands: dict[str, Band] = {}
+    tail_multiple: float = Field(default=1.0, ge=1, le=100)
+    looks: int = Field(default=1, ge=1, le=20)
+    candidates: int = Field(default=2, ge=1, le=100)
+    k: int | None = Field(default=None, ge=2, le=255)
+
+
+class TrainRules(_Strict):
+    """`[train]`: how students are made.
+
+    - `recipe` and `settings`: see `distdata train --recipe` and docs/training.md; `seed`: of the initial weights and of
+      the order of samples. `weights`: ``plan`` (every kept sample alike) or ``fleet`` (by its share of the fleet).
+    - `ship`: the artefact that is served and therefore gated, ``float32`` or ``int8``.
+    - `threads`: of the CPU; a student of a few hundred thousand weights is fastest with one.
+    """
+
+    recipe: str = "capacity"
+    settings: dict[str, Any] = {}
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    weights: Literal["plan", "fleet"] = "plan"
+    ship: Literal["float32", "int8"] = "float32"
+    device: str = "auto"
+    threads: int = Field(default=1, ge=1)
+
+
+class LoopRules(_Strict):
+    """`[loop]`: limits of `distdata cycle`, and whom it calls.
+
+    - `max_cycles`: turns of the wheel in one call; `max_usd`: what refreshes may spend in one call.
+    - `promote_to`: how far `distdata cycle` takes a green and confirmed student; a person takes it further with
+      `distdata promote`. `canary_share`: the traffic that a canary gets.
+    - `on_red`: a command (a list of words) that is run when a person is needed, with the reason as JSON on its stdin.
+    """
+
+    max_cycles: int = Field(default=5, ge=1, le=1000)
+    max_usd: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    promote_to: Literal["shadow", "canary", "bulk"] = "shadow"
+    canary_share: float = Field(default=0.05, gt=0, lt=1)
+    on_red: list[str] | None = None
 
 
 class Cover(_Strict):
@@ -254,7 +300,10 @@ class Costs(_Strict):
 
 
 class TeacherConfig(_Strict):
-    """`[teacher]`: which teacher answers, what it costs and how it is called."""
+    """`[teacher]`: which teacher answers, what it costs and how it is called.
+
+    `released`: the day of its release, from which the lag to its student is counted; None for the day it is first seen.
+    """
 
     kind: str
     batch: int = Field(default=16, ge=1, le=4096)
@@ -263,6 +312,7 @@ class TeacherConfig(_Strict):
     timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     usd_per_gpuh: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     gpu_s_per_draw: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    released: date | None = None
     capture: list[Name] = []
     options: dict[str, Any] = {}
 
@@ -293,6 +343,8 @@ class Config(_Strict):
     decision_points: list[DecisionRule] = []
     plan: PlanRules = PlanRules()
     gates: GateRules = GateRules()
+    train: TrainRules = TrainRules()
+    loop: LoopRules = LoopRules()
     costs: Costs = Costs()
     teacher: TeacherConfig
     generate: GenerateRules = GenerateRules()

@@ -3,7 +3,8 @@
 An event is ``events/00000012-import.parquet`` (or ``.json``). Its number gives the order; its content
 says what happened. Kinds: ``cells`` (the cell table in force from here on), ``import`` (seeds), ``plan``
 (a plan's header), ``compact`` (shards that were joined), ``spend`` (answers written off), ``ingest`` (samples that
-nobody bought here), ``verdict`` (what a verifier rejected) and ``case`` (the divergence queue).
+nobody bought here), ``verdict`` (what a verifier rejected) and ``case`` (the divergence queue); of the loop ``release``
+(a teacher version first seen), ``snapshot``, ``student``, ``gate``, ``causes`` and ``promotion``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from .errors import DistdataError
 from .files import exclusive_lock, write_atomic
 from .hashing import content_hash
 
-_NAME = re.compile(r"^(\d{8})-(cells|import|plan|compact|spend|ingest|verdict|case)\.(parquet|json)$")
+_NAME = re.compile(
+    r"^(\d{8})-(cells|import|plan|compact|spend|ingest|verdict|case|release|snapshot|student|gate|causes|promotion)"
+    r"\.(parquet|json)$"
+)
 _META = b"distdata"
 _CHECK = b"distdata-check"
 LOCK_WAIT_S = 10.0

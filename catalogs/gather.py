@@ -11,6 +11,7 @@ from . import store
 from .codec import decode_member
 from .comparison import Comparison
 from .errors import DistdataError
+from .gather_loop import gather_loop
 from .project import Project
 from .report_cover import cover_status
 from .report_data import Fact, Futures, Headline, Lidar, Preview, Query, ReportData, SpendRow
@@ -89,6 +90,7 @@ def gather_report(project: Project, generated_at: str, comparison: Comparison | 
         futures=tuple(_futures(project)),
         queries=_queries(project),
         comparison=comparison,
+        loop=gather_loop(project),
         cover=cover_status(
             project.config, project.root, [f"{c.slice}/{c.scenario}" for c in shown if c.feasible],
             [f"{c.slice}/{c.scenario}" for c in shown if c.kept],

@@ -41,6 +41,15 @@ def draw_rng_seed(salt: str, seed_id: str, k: int, stream: str = "draw") -> int:
     return hash64(f"rng/{stream}", salt, seed_id, k) >> 1
 
 
+def token_uniforms(rng_seed: int, n: int) -> NDArray[np.float64]:
+    """Return the `n` uniforms in [0, 1) by which a draw chooses its tokens, in order; longer runs begin alike.
+
+    Token t is the first id whose cumulative probability exceeds uniform t (inverse transform, ids in order), for every
+    model: two models with like probabilities then choose like tokens.
+    """
+    return np.random.Generator(np.random.Philox(rng_seed)).random(n)
+
+
 def content_hash(value: Any) -> str:
     """Return 16 hex digits over a JSON-able value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)

@@ -194,6 +194,17 @@ def _draws_bought(con: Any, teacher_hash: str, *, held_out: bool) -> tuple[pl.Da
     return made, int(rejected[0]) if rejected else 0, dict(waiting)
 
 
+def outcome_counts(project: Project) -> dict[str, int]:
+    """Count the outcomes that the catalog's draws have shown of each scenario type."""
+    with store.read(project.catalog_path) as con:
+        return dict(
+            con.execute(
+                """SELECT c.scenario, count(DISTINCT s.outcome) FROM samples s JOIN cells c USING (cell_id)
+                WHERE s.outcome IS NOT NULL GROUP BY ALL"""
+            ).fetchall()
+        )
+
+
 def pilot_rows(project: Project, teacher_hash: str) -> pl.DataFrame:
     """Read seed_id, cell_id, k and outcome of the kept draws that this teacher version gave in pilots."""
     with store.read(project.catalog_path) as con:

@@ -202,7 +202,9 @@ def find_plan(project: Project, plan_id: str | None) -> str:
             raise DistdataError("There is no plan yet. Make one: distdata plan --budget 2000samples")
         return str(plans[-1]["plan_id"])
     with store.read(project.catalog_path) as con:
-        rows = con.execute(f"SELECT plan_id, superseded_by FROM plans WHERE {BOUGHT} ORDER BY plan_no").fetchall()
+        rows = con.execute(
+            "SELECT plan_id, superseded_by FROM plans WHERE purpose NOT IN ('byproduct', 'clean') ORDER BY plan_no"
+        ).fetchall()
     hits = [r for r in rows if r[0].startswith(plan_id)]
     if len(hits) != 1:
         what = "no plan begins" if not hits else f"{len(hits)} plans begin"

@@ -44,6 +44,16 @@ class Project:
         """Answers that are paid for and not yet committed, and the locks of running units."""
         return self.root / "spool"
 
+    @property
+    def snapshots_dir(self) -> Path:
+        """One folder per snapshot."""
+        return self.root / "snapshots"
+
+    @property
+    def students_dir(self) -> Path:
+        """One folder per trained student."""
+        return self.root / "students"
+
     @cached_property
     def storage(self) -> Storage:
         """Where shards and manifests go."""

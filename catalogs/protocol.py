@@ -13,6 +13,10 @@ A teacher is a class taking its options as keyword arguments::
 `sample` gets one micro-batch, whose composition the plan froze, and answers every request once, in any
 order. An optional ``load()`` is called before the first micro-batch, so that loading is not counted as the
 cost of a draw. Randomness comes from ``request.rng_seed`` and from nowhere else.
+
+A teacher may offer more, so that a student made here can stand in its place: `LatentTeacher` what a student of its
+latents needs, `TokenTeacher` what a student of its language needs. The record (sensors, texts, labels) is then made by
+the same code for both, and only the model differs.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 Reproducible = Literal["exact", "tolerance", "none"]
@@ -128,4 +133,67 @@ class Teacher(Protocol):
 
     def sample(self, requests: Sequence[Request]) -> Iterable[Draw | Failure]:
         """Answer every request of one micro-batch once, in any order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSpec:
+    """A vocabulary as a sampler needs it.
+
+    `size` ids 0..size-1; `end_ids` end a completion; `max_new_tokens` is the most a completion may hold;
+    `tokenizer_hash` tells one vocabulary from another.
+    """
+
+    size: int
+    end_ids: tuple[int, ...]
+    max_new_tokens: int
+    tokenizer_hash: str
+
+
+@runtime_checkable
+class LatentTeacher(Teacher, Protocol):
+    """A teacher whose records are decoded from a latent, and which lets another model's latents be decoded alike."""
+
+    def conditions(self, requests: Sequence[Request]) -> NDArray[np.float32]:
+        """Return what a network is told of each request, float32 [B, C]: the same numbers as in ``cond.npy``.
+
+        Raises ValueError for a request that is none of this teacher's world.
+        """
+        ...
+
+    def noise(self, requests: Sequence[Request]) -> NDArray[np.float32]:
+        """Return the standard normal noise that each request starts from, float32 [B, *latent], by its `rng_seed`."""
+        ...
+
+    def decode(self, requests: Sequence[Request], latents: NDArray[np.float32]) -> Iterable[Draw | Failure]:
+        """Turn finished latents, float32 [B, *latent], into draws with record and outcome, as for its own."""
+        ...
+
+
+@runtime_checkable
+class TokenTeacher(Teacher, Protocol):
+    """A teacher of a language, which lets another model's completions be recorded and labelled as its own."""
+
+    def vocabulary(self) -> TokenSpec:
+        """Say how many token ids there are and which of them end a completion."""
+        ...
+
+    def prompts(self, requests: Sequence[Request]) -> list[NDArray[np.int64]]:
+        """Return the token ids that each request starts from."""
+        ...
+
+    def record(
+        self, requests: Sequence[Request], completions: Sequence[NDArray[np.int64]],
+        log_probs: Sequence[NDArray[np.float32]],
+    ) -> Iterable[Draw | Failure]:  # fmt: skip
+        """Turn completions (ids after the prompt, end included) and their own log-probabilities into draws."""
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A language model that can say how probable given completions are to it."""
+
+    def score(self, requests: Sequence[Request], completions: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """Return the log-probability (nats, temperature 1) of every token of each completion, float32 [T] each."""
         ...

@@ -13,7 +13,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
-from . import register_ingest, store
+from . import register_ingest, register_loop, store
 from .effects import effect
 from .errors import BusyError, DistdataError
 from .events import Event, list_events, plan_of, read_json, read_table
@@ -163,6 +163,7 @@ def _apply_event(con: duckdb.DuckDBPyConnection, project: Project, event: Event)
         "ingest": register_ingest.apply_ingest,
         "verdict": register_ingest.apply_verdict,
         "case": register_ingest.apply_case,
+        **register_loop.APPLY,
     }
     apply[event.kind](con, project, event)
     con.execute("INSERT INTO events VALUES (?, ?, ?)", [event.number, event.kind, event.path.name])

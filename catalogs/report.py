@@ -14,6 +14,7 @@ from .pictures import OTHER_COLOUR, camera_strip, futures_svg, lidar_bev, outcom
 from .report_compare import compare_section
 from .report_cover import cover_section
 from .report_data import Fact, Futures, Headline, Lidar, Preview, Query, ReportData, SpendRow
+from .report_gates import loop_section
 from .report_heatmap import LAYERS, MANY_SLICES, breakable, heatmap, layer_name
 from .report_style import CSS, SCRIPT
 from .tables import CoverageCell, count, percent, usd
@@ -32,6 +33,7 @@ def render_report(data: ReportData) -> str:
     """Draw the page. Every text in `data` is escaped; sections without content are left out."""
     colours = _page_colours(data)
     sections = [
+        "" if data.loop is None else loop_section(data.loop),
         _coverage(data),
         cover_section(data.cover),
         "" if data.comparison is None else compare_section(data.comparison),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .comparison import Comparison
 from .report_cover import CoverStatus
+from .report_gates import LoopView
 from .tables import CoverageCell
 
 
@@ -99,3 +100,4 @@ class ReportData:
     queries: tuple[Query, ...] = ()
     comparison: Comparison | None = None
     cover: CoverStatus | None = None
+    loop: LoopView | None = None

@@ -1,32 +1,42 @@
 #!/bin/sh
-# The main job from start to end on the bundled driving world: sh examples/demo.sh [FOLDER]
+# The whole loop on four slices of the bundled driving world: sh examples/demo.sh [FOLDER]
 set -eu
 folder=${1:-demo}
 mkdir -p "$folder"
 cd "$folder"
-rm -rf driving hf report.html   # the demo starts afresh each time; nothing else in the folder is touched
+rm -rf driving report.html   # the demo starts afresh each time; nothing else in the folder is touched
 
 run() {
     printf '\n\033[1m$ %s\033[0m\n' "$*"
     "$@"
 }
 
-run distdata init --preset driving --project driving
+tell() {
+    printf '\n%s\n' "$*"
+}
+
+run distdata init --preset driving-mini --project driving
 cd driving
-run distdata plan --budget 4000samples
-run distdata plan --budget 4000samples --explain night,snow/occluded_pedestrian
+tell "A first corpus, bought as the fleet drives: clear days are frequent, rainy nights are rare."
+run distdata plan --budget 1000samples
 run distdata generate
-run distdata sql "select light, weather, sum(kept) kept, sum(target) target from coverage group by all order by all" -f table
-run distdata estimate outcome --where "scenario = 'pedestrian_crossing' and decision_point"
-run distdata plan --compare fleet,uniform,gate
-run distdata verify --replay 1%
-run distdata catalog check
-run distdata export hf ../hf --overwrite
+tell "The teacher's side of the gate, bought once for all students."
+run distdata plan --purpose gate
+run distdata generate
+tell "A student, and the gate: slice by slice, student against teacher under the same noise."
+run distdata train
+run distdata gate || true   # exit code 3: not every slice is green
+tell "From here on by itself: why is a slice red? What lacks coverage is bought, the rest is not; then again."
+run distdata cycle || true
+run distdata status
+run distdata sql "select slice, sum(kept) kept, round(sum(usd), 4) usd from coverage group by all order by kept" -f table
+run distdata sql "select slice, student_id, share, fallback, horizon_s from routing" -f table
 run distdata report --out ../report.html
 cd ..
 printf '\n\033[1mTry next\033[0m\n'
 printf '  open %s/report.html\n' "$(pwd)"
 printf '  cd %s/driving\n' "$(pwd)"
-printf '  distdata generate          # again: nothing to do, nothing to pay\n'
-printf '  distdata sql "from samples_wide limit 5"\n'
-printf '  python -c "import datasets; print(datasets.load_dataset(\\"%s/hf\\"))"\n' "$(pwd)"
+printf '  distdata cycle             # again: nothing to do, nothing to pay\n'
+printf '  distdata plan --compare fleet,gate\n'
+printf '  distdata sql "from gates_latest limit 5" -f table\n'
+printf '  distdata promote --rollback "only to see it"\n'

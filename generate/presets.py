@@ -17,7 +17,12 @@ class Preset(NamedTuple):
     n_seeds: int
 
 
-_BUNDLED = {"driving": ("crossing", 24_000), "highway": ("highway", 12_000)}
+_BUNDLED = {
+    "driving": ("crossing", 24_000),
+    "driving-mini": ("crossing", 6_000),
+    "highway": ("highway", 12_000),
+    "language": ("markov", 6_400),
+}
 
 
 def load_preset(name: str) -> Preset:

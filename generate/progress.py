@@ -26,6 +26,8 @@ class ShowProgress:
         """Say what is about to happen."""
         self._start = self._last = time.monotonic()
         self._total, self._done, self._usd_expected = total, done, usd_expected
+        self._fresh = self._failed = 0  # one reporter may hear of several runs
+        self._usd = 0.0
         where = "in this process" if engine == "inprocess" else f"on Ray, {workers} workers"
         kept = f", {count(done)} already there" if done else ""
         self.note(f"plan {plan_id}: {count(total - done)} draws to make{kept}, {where}, about {usd(usd_expected)}")

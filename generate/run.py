@@ -10,12 +10,12 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, get_args
 
 from ..catalogs import store
 from ..catalogs.cases import settle_cases
-from ..catalogs.config import Engine
+from ..catalogs.config import Engine, TeacherConfig
 from ..catalogs.errors import BusyError, DistdataError, nearest
 from ..catalogs.files import TMP_PREFIX, exclusive_lock
 from ..catalogs.manifests import UnitSummary, manifest_name, unit_stem
@@ -111,11 +111,14 @@ def generate(
     with exclusive_lock(project.spool_dir / "generate.lock", busy):
         catch_up(project)
         plan = load_plan(project, find_plan(project, plan_id))
+        project = with_model(project, plan)
         info = check_teacher(project, plan)
         run = _Run(project, plan, info, _wanted_engine(project, engine, address), workers, address, reporter)
         result = run.go(mode)
         result.wall_s = time.monotonic() - start
         _where_it_stands(project, result)
+        if "model" in plan.header:  # a student answers no divergence case
+            return result
         with suppress(BusyError):  # the next plan asks again
             settle_cases(project, plan.header["teacher_hash"])
         return result
@@ -141,6 +144,7 @@ def outlook(
 ) -> dict[str, Any]:
     """Say what `generate` with the same arguments would do, without asking the teacher anything."""
     plan = load_plan(project, find_plan(project, plan_id))
+    project = with_model(project, plan)
     info = check_teacher(project, plan)
     run = _Run(project, plan, info, _wanted_engine(project, engine, address), workers, address, _Silent())
     units = load_units(project, plan.plan_id)
@@ -159,6 +163,15 @@ def outlook(
         "gpu_h": round(n_draws * gpu_s / 3600, 4),
         "storage": project.storage.address(plan.plan_id),
     }
+
+
+def with_model(project: Project, plan: SavedPlan) -> Project:
+    """Return the project with the model that answers this plan: a student's plan names its own, others the teacher."""
+    model = plan.header.get("model")
+    if model is None:
+        return project
+    config = project.config.model_copy(update={"teacher": TeacherConfig.model_validate(model)})
+    return replace(project, config=config)
 
 
 def check_teacher(project: Project, plan: SavedPlan) -> TeacherInfo:

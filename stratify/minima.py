@@ -10,23 +10,40 @@ probability 1 - beta when
 (Schuirmann 1987; the last term is Guenther's 1981 correction, Am. Stat. 35, for a variance that is estimated from
 the seeds). Where no difference is expected both tests can miss, and beta / 2 takes beta's place. All gates must pass,
 so the chance of missing is shared among the slices.
+
+What is gated is often a share, and under common noise the draws that differ are few and mostly go one way: differences
+are skewed, which costs both the bound and the power. With `lean` = K E(d - Ed)^3 / Var d (1 where single draws differ,
+all in one direction; 0 where differences are symmetric) the second-order terms of Johnson's bound and of Cornish and
+Fisher's expansion ask for n = x^2 with (band - |Delta|) x^2 - S (z_(1-alpha) + z_(1-beta)) x -
+lean (2 z_(1-alpha)^2 + z_(1-beta)^2) / 6 = 0, S^2 = 2 sigma^2 + K tau^2.
+
+An outcome split passes when all of its contrasts lie inside the band. Those that add outcomes in which student and
+teacher agree differ as much as the worst one does, and each of the `n_contrasts` gets its part of beta (Bonferroni).
+
+A gate asks whether a student behaves under a slice's conditions, not how often the fleet meets them: its draws are
+dealt to the slice's cells in equal shares, so that rare scenario types are seen too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from ..catalogs.errors import DistdataError
 from .allocate import allocate_groups
+from .contrasts import MOST_LABELS, Part, outcome_parts
 from .frame import Bools, Floats, Frame, Ints, first_seeds, sum_by_cell
+from .intervals import paired_values, seeds_for
+from .paired import SliceDraws, slice_draws
 
 MIN_SEEDS = 20
-"""A gate with fewer seeds stays undecided, whatever they say."""
+"""A gate with fewer seeds stays undecided, whatever they say; so does one with fewer than `intervals.seeds_for`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +53,7 @@ class GateAims:
     - `alpha`: chance of passing a student that stands at its band. `power`: chance that a student whose true difference
       is `expected_difference` bands passes all gates.
     - `sigma`: standard deviation of the gated statistic within a seed; `tau`: over seeds, of the seed's own difference.
+    - `lean`, `n_contrasts`: see the head of this module; `tied_contrasts` counts them.
     """
 
     alpha: float = 0.05
@@ -43,6 +61,8 @@ class GateAims:
     expected_difference: float = 0.5
     sigma: float = 0.5
     tau: float = 0.0
+    lean: float = 0.0
+    n_contrasts: int = 1
 
     def __post_init__(self) -> None:
         limits = (
@@ -54,6 +74,8 @@ class GateAims:
             ),
             ("sigma", self.sigma, math.isfinite(self.sigma) and self.sigma > 0, "be a number above 0"),
             ("tau", self.tau, math.isfinite(self.tau) and self.tau >= 0, "be a number of at least 0"),
+            ("lean", self.lean, math.isfinite(self.lean) and self.lean >= 0, "be a number of at least 0"),
+            ("n_contrasts", self.n_contrasts, self.n_contrasts >= 1, "be at least 1"),
         )  # fmt: skip
         for name, value, fine, wanted in limits:
             if not fine:
@@ -65,7 +87,8 @@ class SliceMinima:
     """The decidable minimum of every gated slice, arrays [S], and how it falls to the cells [H].
 
     - `names`, sorted; `band`: the tightest of the slice's feasible cells; `k`: mean K of its seeds; `sigma`.
-    - `needed`: draws a side, at least what 20 seeds give; `ceiling`: what all its seeds give.
+    - `needed`: draws a side, at least what 20 seeds give, and the seeds that, if all agree, show a share to lie inside
+      the band; `ceiling`: what all its seeds give.
     - `slice_of` int64 [H]: index of each cell's slice, -1 where it is not gated. `lower` int64 [H]: the cells' parts.
     """
 
@@ -89,15 +112,26 @@ def draws_needed(band: Floats, k: Floats, sigma: Floats, aims: GateAims, n_slice
 
     `k` is the draws per seed, `sigma` the standard deviation within a seed, `n_slices` how many gates share beta.
     """
-    beta = (1 - aims.power) / n_slices
+    beta = (1 - aims.power) / n_slices / aims.n_contrasts
     z = NormalDist().inv_cdf
     z_alpha = z(1 - aims.alpha)
     z_beta = z(1 - beta / 2) if aims.expected_difference == 0 else z(1 - beta)
     room = band * (1 - aims.expected_difference)
     spread = 2 * sigma**2 + k * aims.tau**2
     with np.errstate(over="ignore", divide="ignore"):  # a band near 0 asks for more than there are numbers
-        needed: Floats = spread * ((z_alpha + z_beta) / room) ** 2 + k * z_alpha**2 / 2
+        errors, skewed = np.sqrt(spread) * (z_alpha + z_beta), aims.lean * (2 * z_alpha**2 + z_beta**2) / 6
+        root = (errors + np.sqrt(errors**2 + 4 * room * skewed)) / (2 * room)
+        needed: Floats = root**2 + k * z_alpha**2 / 2
     return needed
+
+
+def tied_contrasts(n_labels: Sequence[int]) -> int:
+    """Return how many contrasts of a slice can differ as much as the worst one, given each scenario type's labels.
+
+    Where mass moves between two labels of a type, the other J - 2 may be in the contrast or not: 2^(J - 2), and over
+    types the product. At most 2^40.
+    """
+    return int(2 ** min(sum(max(n - 2, 0) for n in n_labels), 40))
 
 
 def slice_minima(
@@ -106,14 +140,14 @@ def slice_minima(
     slices: NDArray[np.str_] | NDArray[np.object_],
     feasible: Bools,
     band: Floats,
-    fleet_share: Floats,
     sigma: Floats,
     aims: GateAims,
 ) -> SliceMinima:
     """Compute every gated slice's minimum from the gate seeds in `frame`; all arrays [H].
 
     `sigma` is NaN where nothing was measured: `aims.sigma` then. A slice is gated when a feasible cell of it has seeds.
-    Inside a slice draws follow the fleet share, at least 1 where a cell has seeds, and whole seeds up to the 20th.
+    A slice's cells share its draws alike, at least 1 where a cell has seeds, and whole seeds up to the least number of
+    seeds; what a small cell can't give the others do.
     """
     ceiling = sum_by_cell(frame, frame.k_seed)
     n_seeds = sum_by_cell(frame, (frame.k_seed > 0).astype(np.int8))
@@ -128,7 +162,7 @@ def slice_minima(
     named = feasible & (any_cell >= 0)
     np.minimum.at(tightest, any_cell[named], band[named])
 
-    share = _shares_inside(fleet_share, slice_of, n_slices)
+    share = _equal_shares(slice_of, n_slices)
     sigmas = np.where(np.isfinite(sigma), sigma, aims.sigma)
     most, seeds, variance = (
         np.bincount(slice_of[gated], weights=values[gated], minlength=n_slices)
@@ -136,11 +170,12 @@ def slice_minima(
     )
     k_mean = most / np.maximum(seeds, 1)
     sigma_slice = np.sqrt(variance)
-    least_seeds = _spread(share, np.minimum(n_seeds, 1), n_seeds, slice_of, np.full(n_slices, MIN_SEEDS))
+    fewest = np.array([max(MIN_SEEDS, seeds_for(eps, aims.alpha)) for eps in tightest.tolist()], dtype=np.int64)
+    least_seeds = _spread(share, np.minimum(n_seeds, 1), n_seeds, slice_of, fewest)
     floor = np.where(gated, first_seeds(frame, least_seeds), 0)  # type: ignore[arg-type]
     at_least = np.bincount(slice_of[gated], weights=floor[gated], minlength=n_slices).astype(np.int64)
     by_formula = np.ceil(draws_needed(tightest, k_mean, sigma_slice, aims, max(n_slices, 1)) - 1e-9)
-    needed = np.maximum(np.minimum(by_formula, 2.0**62).astype(np.int64), np.ceil(MIN_SEEDS * k_mean).astype(np.int64))
+    needed = np.maximum(np.minimum(by_formula, 2.0**62).astype(np.int64), np.ceil(fewest * k_mean).astype(np.int64))
     needed = np.maximum(needed, at_least)
     lower = _spread(share, floor, ceiling, slice_of, np.minimum(needed, most.astype(np.int64)))
     return SliceMinima(
@@ -149,22 +184,18 @@ def slice_minima(
     )  # fmt: skip
 
 
-def _shares_inside(fleet_share: Floats, slice_of: Ints, n_slices: int) -> Floats:
-    """Return each gated cell's part of its slice's fleet share, all alike where the fleet knows none of them, [H]."""
+def _equal_shares(slice_of: Ints, n_slices: int) -> Floats:
+    """Return each gated cell's part of its slice, 1 over the number of its gated cells, [H]."""
     gated = slice_of >= 0
-    at = slice_of[gated]
-    total = np.bincount(at, weights=fleet_share[gated], minlength=n_slices)
-    count = np.bincount(at, minlength=n_slices)
-    inside = np.zeros(len(slice_of))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inside[gated] = np.where(total[at] > 0, fleet_share[gated] / total[at], 1 / count[at])
-    return inside
+    share = np.zeros(len(slice_of))
+    share[gated] = 1 / np.bincount(slice_of[gated], minlength=n_slices)[slice_of[gated]]
+    return share
 
 
 def _spread(share: Floats, lower: Ints, upper: Ints, slice_of: Ints, budgets: Ints) -> Ints:
     """Deal each slice's budget to its gated cells by their share of it, int64 [H]; 0 elsewhere.
 
-    A slice with more cells than budget gets its lower bounds. Cells of share 0 take what the others can't.
+    A slice with more cells than budget gets its lower bounds.
     """
     gated = np.flatnonzero(slice_of >= 0)
     counts = np.zeros(len(slice_of), dtype=np.int64)
@@ -172,7 +203,66 @@ def _spread(share: Floats, lower: Ints, upper: Ints, slice_of: Ints, budgets: In
         return counts
     at, least, most = slice_of[gated], lower[gated], upper[gated]
     total = np.bincount(at, weights=least, minlength=len(budgets)).astype(np.int64)
-    # a share of 0 would stop at its lower bound; so small a one comes last instead
-    weight = np.maximum(share[gated], 1e-15)
-    counts[gated] = allocate_groups(weight, least, most, at, np.maximum(budgets, total))
+    counts[gated] = allocate_groups(share[gated], least, most, at, np.maximum(budgets, total))
     return counts
+
+
+def paired_sigma(paired: pl.DataFrame, column: str = "outcome") -> pl.DataFrame:
+    """Return what an earlier gate's paired draws say about the spreads that `draws_needed` asks for, slice by slice.
+
+    Common noise makes paired differences vary far less than two separate sides; `sigma` is that of a side which gives
+    their variance within seeds, 2 sigma^2, and `tau^2` is what is left of the variance over seeds. `column` is a metric
+    column of numbers, or ``outcome``: then of the contrast that varies most.
+
+    Columns: slice, n_seeds, k (mean draws a seed), sigma, tau, `sigma_all`, which at the same k stands for both
+    (2 sigma_all^2 = 2 sigma^2 + k tau^2), and `lean`, whichever direction it has. Slices with fewer than 20 seeds or
+    values missing are left out. Where all seeds agree, one more is taken to differ, by 1 or by the range of values.
+    """
+    rows = []
+    for (name,), frame in paired.sort("slice").group_by("slice", maintain_order=True):
+        draws = slice_draws(str(name), frame)
+        found = _outcome_differences(draws) if column == "outcome" else _differences(draws, column)
+        if found is None or found[0].n_seeds < MIN_SEEDS:
+            continue
+        here, x, span = found
+        d, k = here.mean_by_seed(x), here.n_draws / here.n_seeds
+        spread = float(d.var(ddof=1)) or span**2 / (here.n_seeds + 1)
+        free = here.n_draws - here.n_seeds
+        # one draw a seed shows no spread within: all of it counts as such
+        within = float(((x - d[here.seed]) ** 2).sum() / free) if free else spread
+        within = min(within, spread / float((1 / here.n_of).mean()))
+        tau2 = max(spread - within * float((1 / here.n_of).mean()), 0.0)
+        sigmas = (math.sqrt(within / 2), math.sqrt(tau2), math.sqrt((within + k * tau2) / 2))
+        lean = k * abs(float(((d - d.mean()) ** 3).mean())) / spread
+        rows.append((name, here.n_seeds, k, *sigmas, lean))
+    numbers = dict.fromkeys(("k", "sigma", "tau", "sigma_all", "lean"), pl.Float64)
+    return pl.DataFrame(rows, schema={"slice": pl.String, "n_seeds": pl.Int64, **numbers}, orient="row")
+
+
+def _differences(draws: SliceDraws, column: str) -> tuple[SliceDraws, Floats, float] | None:
+    """Return the draws that have a value, student less teacher [n], and the range of values; None if some lack one."""
+    values = paired_values(draws, column)
+    if isinstance(values, str) or values[0].n_draws == 0:
+        return None
+    here, teacher, student = values
+    return here, student - teacher, float(np.ptp(np.concatenate([teacher, student])))
+
+
+def _outcome_differences(draws: SliceDraws) -> tuple[SliceDraws, Floats, float] | None:
+    """Return the differences [n] of the contrast that varies most: of each scenario type the subset that does."""
+    sides = [draws.frame[f"{side}_outcome"] for side in ("teacher", "student")]
+    if any(side.null_count() for side in sides):
+        return None
+    teacher, student = (side.cast(pl.String).to_numpy().astype(str) for side in sides)
+    of_draw, x = draws.scenario[draws.seed], np.zeros(draws.n_draws)
+    for part in outcome_parts(draws):
+        here, subset = of_draw == part.scenario, _most_varying(part)
+        x[here] = np.isin(student[here], subset).astype(float) - np.isin(teacher[here], subset)
+    return draws, x, 1.0
+
+
+def _most_varying(part: Part) -> list[str]:
+    single = len(part.labels) > MOST_LABELS
+    subsets = np.eye(len(part.labels), dtype=bool) if single else part.subsets(first=True)
+    chosen = subsets[:, int(((part.d @ subsets) ** 2).sum(axis=0).argmax())]
+    return [label for label, yes in zip(part.labels, chosen.tolist(), strict=True) if yes]

@@ -27,7 +27,7 @@ from .prices import TIGHTER, slice_prices, tighter_target
 from .request import FRAME_SPLIT, Plan, PlanRequest, Rates
 from .targets import Problem, Targets, set_targets, top_up
 from .weights import Weights, cell_weights, draw_spread, refuse_overflow
-from .worth import cell_yields, take_stock
+from .worth import Stock, cell_yields, take_stock
 
 GATED = ("gate", "confirm")
 
@@ -61,7 +61,8 @@ def make_plan(
     - `corpus`: seed_id, k_seed, k_counted as the last plan left it: frozen K's, and which draws are of the walk.
     - `outside`: cell_id, n: samples that exist outside the frame, capped at K per seed already.
     - `cases`: open divergence cases (see `cases.choose_cases`). `blocked`: ids of seeds that nothing may be bought on.
-    - `goals`: cell_id, target of the plan in force, for a top-up.
+    - `goals`: cell_id, target of the plan in force, for a top-up. Optional: `closed`, true for a cell in which nothing
+      is bought whatever its target says: its target becomes what exists there is worth.
 
     A gate or confirm plan may lack seeds in a cell as long as its slice has some; the cell is marked then.
 
@@ -100,7 +101,7 @@ def make_plan(
         request=request, weight=weights.weight, bounds=bounds, stock=stock, usd=usd, gpu_s=gpu_s,
         n_cases=chosen.per_cell, layer_names=cells["layer"].to_list(), minima=minima, frame=frame,
     )  # fmt: skip
-    targets = top_up(problem, _goals(cells, goals)) if request.top_up else set_targets(problem)
+    targets = top_up(problem, _goals(cells, goals, stock)) if request.top_up else set_targets(problem)
     taken = take_fresh(frame, credits, targets.fresh)
     chance = inclusion(frame, credits, taken, walk=_walk(request, world, targets), adaptive=request.looked)
     marks = mark_cells(world, lacking, short, targets, bounds, minima)
@@ -128,8 +129,10 @@ def _per_cell(cells: pl.DataFrame, table: pl.DataFrame | None, column: str) -> I
     return np.where(found["feasible"].to_numpy(), found[column].fill_null(0).to_numpy(), 0).astype(np.int64)
 
 
-def _goals(cells: pl.DataFrame, goals: pl.DataFrame | None) -> Ints:
+def _goals(cells: pl.DataFrame, goals: pl.DataFrame | None, stock: Stock) -> Ints:
     wanted = _per_cell(cells, goals, "target")
+    if goals is not None and "closed" in goals.columns:  # rounded down, what exists is enough for it: nothing is bought
+        wanted = np.where(_per_cell(cells, goals, "closed") > 0, np.floor(stock.worth).astype(np.int64), wanted)
     if not wanted.any():
         raise DistdataError(
             "plan --top-up: there is no plan in force whose targets could be filled. Make one: distdata plan --budget "
@@ -225,7 +228,6 @@ def _minima(request: PlanRequest, world: World, *, band_factor: float) -> SliceM
         slices=world.cells["slice"].to_numpy(),
         feasible=world.feasible,
         band=world.cells["band"].cast(pl.Float64).to_numpy() * band_factor,
-        fleet_share=world.cells["fleet_share"].cast(pl.Float64).to_numpy(),
         sigma=_optional(world.cells, "sigma"),
         aims=request.aims,
     )

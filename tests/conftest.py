@@ -20,7 +20,7 @@ from distdata.catalogs.manifests import read_manifest
 from distdata.catalogs.plans import SavedPlan, find_plan, load_plan
 from distdata.catalogs.project import Project
 from distdata.catalogs.register import catch_up
-from distdata.cycle import plan_purchase, save_purchase
+from distdata.cycle.purchases import plan_purchase, save_purchase
 from distdata.generate.run import RunResult, generate
 from distdata.projects import import_seed_file, init_project
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("catalogs", "stratify", "generate", "curate", "train_min")
+LAYERS = ("catalogs", "stratify", "generate", "curate", "train_min", "cycle")
 SHIPPED = (".py", ".sql", ".toml", ".json")
 
 

@@ -16,9 +16,9 @@ from distdata.catalogs.gather import catalog_facts
 from distdata.catalogs.hashing import unit_interval
 from distdata.catalogs.project import Project
 from distdata.catalogs.register import rebuild
-from distdata.cycle import (
+from distdata.cycle.outputs import estimate_fleet
+from distdata.cycle.purchases import (
     compare_plans,
-    estimate_fleet,
     explain_in_force,
     last_budget,
     plan_purchase,

@@ -15,7 +15,7 @@ from distdata.catalogs.gather import catalog_facts
 from distdata.catalogs.packing import compact_project
 from distdata.catalogs.project import Project
 from distdata.catalogs.shards import scan
-from distdata.cycle import plan_purchase, save_purchase
+from distdata.cycle.purchases import plan_purchase, save_purchase
 from distdata.generate.run import RunResult, generate, outlook
 from distdata.generate.verify import replay
 from distdata.projects import import_seed_file, init_project

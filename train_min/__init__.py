@@ -1,1 +1,1 @@
-"""The thin bundled trainer. Nothing is here yet: it follows once plans and generation stand."""
+"""The thin bundled trainer: recipes, losses, loader, loop, checkpoints, and the student as a teacher."""

@@ -6,6 +6,11 @@ A pipeline whose inputs or records are its own (a driving world instead of pictu
 - ``distdata_members(output, requests) -> list[(members, outcome or None)]``: their records, in order;
 - ``distdata_check(request) -> str | None``: why a request can't be answered, when it can't.
 
+A student's latents can be decoded and labelled by the same pipeline when it also offers
+
+- ``distdata_conditions(requests) -> float32 [B, C]`` and ``distdata_noise(requests) -> float32 [B, *latent]``;
+- ``distdata_decode(requests, latents) -> output``: what its call would have returned, had it ended at these latents.
+
 Without them the seed's params feed the call by name and the output's pictures become ``image.npy``.
 """
 
@@ -20,31 +25,22 @@ import importlib.util
 import inspect
 import re
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...catalogs.errors import DistdataError
 from ...catalogs.hashing import bytes_hash, content_hash
 from ...catalogs.protocol import Draw, Failure, Member, MemberSpec, Request, TeacherInfo
+from .chain_states import known_warnings, record_states, state_members
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _KINDS = ("kd_pair", "ode", "rollout")
 _PICTURES = {"images": "image.npy", "frames": "frames.npy"}
-
-
-@dataclass(slots=True)
-class States:
-    """What a sampler went through: `before` each first-order step, at `times`; `last` the end of the chain."""
-
-    before: list[Any] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    last: Any = None
 
 
 class DiffusersTeacher:
@@ -65,7 +61,8 @@ class DiffusersTeacher:
         members, outcomes: what `describe` promises of every draw (name -> {dtype, shape}; -1: any size).
         device, dtype: where and in what precision it runs; only the CPU promises equal bytes.
 
-    Capture ``trajectory`` adds ``noise.npy``, ``latent.npy``, ``traj.npy``, ``traj_t.npy`` to any record.
+    Capture ``trajectory`` adds ``noise.npy``, ``latent.npy``, ``traj.npy``, ``traj_t.npy`` to any record, and
+    ``traj_sigma.npy`` (noise levels) where states are data plus noise of that level.
     """
 
     def __init__(
@@ -158,6 +155,54 @@ class DiffusersTeacher:
                 yield Failure(seed_id=request.seed_id, k=request.k, kind="invalid", reason=reason)
         yield from self._answers(pipeline, good)
 
+    def conditions(self, requests: Sequence[Request]) -> NDArray[np.float32]:
+        """Return what a network is told of each request, float32 [B, C].
+
+        Raises:
+            DistdataError: the pipeline has no such hook (see the module's text).
+            ValueError: a request is none of its world.
+        """
+        told: NDArray[np.float32] = self._hook("distdata_conditions")(requests)
+        return told
+
+    def noise(self, requests: Sequence[Request]) -> NDArray[np.float32]:
+        """Return the noise that each request starts from, float32 [B, *latent]; raises as `conditions` does."""
+        start: NDArray[np.float32] = self._hook("distdata_noise")(requests)
+        return start
+
+    def decode(self, requests: Sequence[Request], latents: NDArray[np.float32]) -> Iterator[Draw | Failure]:
+        """Turn finished latents, [B, *latent], into draws by the code that makes this teacher's own records.
+
+        A request that is none of its world, or a latent with a NaN or infinity, is a Failure of its own.
+        """
+        decode, pipeline = self._hook("distdata_decode"), self.load()
+        if len(latents) != len(requests):
+            raise ValueError(f"{len(latents)} latents for {len(requests)} requests")
+        good: list[int] = []
+        for i, request in enumerate(requests):
+            n_bad = int((~np.isfinite(latents[i])).sum())
+            reason = f"{n_bad} of {latents[i].size} values of the latent are not finite" if n_bad else None
+            reason = self._refusal(pipeline, request) or reason
+            if reason is None:
+                good.append(i)
+            else:
+                yield Failure(seed_id=request.seed_id, k=request.k, kind="invalid", reason=reason)
+        if not good:
+            return
+        kept = [requests[i] for i in good]
+        found = pipeline.distdata_members(decode(kept, latents[good]), kept)
+        for request, (members, outcome) in zip(kept, found, strict=True):
+            yield Draw(seed_id=request.seed_id, k=request.k, members=members, outcome=outcome)
+
+    def _hook(self, name: str) -> Any:
+        pipeline = self.load()
+        if not hasattr(pipeline, name) or not hasattr(pipeline, "distdata_members"):
+            raise DistdataError(
+                f"{self._path}: this teacher can't decode a student's latents: {type(pipeline).__name__} has no "
+                f"{name}. Give its class distdata_conditions, distdata_noise, distdata_decode and distdata_members."
+            )
+        return getattr(pipeline, name)
+
     def _answers(self, pipeline: Any, requests: Sequence[Request]) -> Iterator[Draw | Failure]:
         if not requests:
             return
@@ -192,7 +237,7 @@ class DiffusersTeacher:
             for i, (members, _) in enumerate(found):
                 if wanted[i]:
                     full = self._kind == "ode" or "trajectory" in requests[i].capture
-                    members.update(_state_members(states, pipeline.scheduler, i, full))
+                    members.update(state_members(states, pipeline.scheduler, i, full))
         return [
             Draw(seed_id=r.seed_id, k=r.k, members=members, outcome=outcome)
             for r, (members, outcome) in zip(requests, found, strict=True)
@@ -307,51 +352,6 @@ class DiffusersTeacher:
                 f"{self._path}: {type(pipeline).__name__} takes no {', '.join(unknown)}. "
                 f"Its call takes: {', '.join(sorted(taken))}."
             )
-
-
-@contextlib.contextmanager
-def known_warnings() -> Iterator[None]:
-    """Silence what diffusers 0.42 and torch 2.13 say to each other under numpy 2, and nothing else."""
-    with warnings.catch_warnings():
-        # schedulers call np.array(tensor); numpy asks torch for a `copy` argument that it does not know yet
-        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
-        yield
-
-
-@contextlib.contextmanager
-def record_states(scheduler: Any) -> Iterator[States]:
-    """Listen to a scheduler's steps: every pipeline goes through them, whatever its inputs."""
-    states = States()
-    step = scheduler.step
-
-    @functools.wraps(step)
-    def recording(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(scheduler, "state_in_first_order", True):
-            states.before.append(sample.detach().clone())
-            states.times.append(float(timestep))
-        result = step(model_output, timestep, sample, *args, **kwargs)
-        states.last = result[0] if isinstance(result, tuple) else result.prev_sample
-        return result
-
-    scheduler.step = recording
-    try:
-        yield states
-    finally:
-        del scheduler.step
-
-
-def _state_members(states: States, scheduler: Any, i: int, full: bool) -> dict[str, Member]:
-    # rows beyond the batch (guidance doubles it in some pipelines) repeat the first ones
-    noise = states.before[0][i] / float(scheduler.init_noise_sigma)
-    members: dict[str, Member] = {"noise.npy": _float32(noise), "latent.npy": _float32(states.last[i])}
-    if full:
-        members["traj.npy"] = np.stack([_float32(s[i]) for s in states.before])
-        members["traj_t.npy"] = np.asarray(states.times, np.float32)
-    return members
-
-
-def _float32(tensor: Any) -> Any:
-    return tensor.detach().float().cpu().numpy()
 
 
 def _to_uint8(picture: Any) -> Any:

@@ -22,12 +22,21 @@ TEACHERS: Mapping[str, str] = {
     "crossing": "crossing.teacher:CrossingTeacher",
     "diffusers": "diffusers:DiffusersTeacher",
     "highway": "highway:HighwayTeacher",
+    "markov": "markov.teacher:MarkovTeacher",
+    "transformers": "transformers:TransformersTeacher",
 }
 """Kind -> module within this package and class; the kind `python` is any class by its own import path."""
 
+STUDENT = "distdata.train_min.student:open_student"
+"""What opens a student of the kind `student`; by import path, since generating must not know of training."""
+
 CONTENT_HASH = re.compile(r"[0-9a-f]{16,64}")
 
-SEEDS: Mapping[str, str] = {"crossing": "crossing.seeds:seeds", "highway": "highway_seeds:seeds"}
+SEEDS: Mapping[str, str] = {
+    "crossing": "crossing.seeds:seeds",
+    "highway": "highway_seeds:seeds",
+    "markov": "markov.seeds:seeds",
+}
 """Generator name -> module within this package and function."""
 
 
@@ -35,7 +44,8 @@ def make_teacher(config: TeacherConfig, project_dir: Path) -> Teacher:
     """Build the teacher that ``[teacher]`` names; cheap, as teachers load on their first sample.
 
     `project_dir` is the folder of distdata.toml: modules of a `python` teacher are looked for there, and a
-    relative `path` of a `diffusers` teacher starts there when it exists.
+    relative `path` of a `diffusers` or `transformers` teacher or of a `student` starts there when it exists. A
+    student's option `teacher` is a table like ``[teacher]``: the model whose decoder makes the student's records.
 
     Raises:
         DistdataError: unknown kind or option (with the nearest), a missing or bad option.
@@ -51,13 +61,38 @@ def make_teacher(config: TeacherConfig, project_dir: Path) -> Teacher:
         cls = load_class(path, project_dir)
     elif config.kind in TEACHERS:
         cls = _import_here(TEACHERS[config.kind])
-        if config.kind == "diffusers" and isinstance(options.get("path"), str):
+        if config.kind in ("diffusers", "transformers") and isinstance(options.get("path"), str):
             beside = project_dir / options["path"]
             options["path"] = str(beside.resolve()) if beside.exists() else options["path"]
+        if config.kind == "transformers":
+            options.setdefault("project_dir", str(project_dir))
+    elif config.kind == "student":
+        cls, options = load_object(STUDENT, project_dir), _student_options(options, project_dir)
     else:
-        raise DistdataError(f"teacher.kind = {config.kind!r}: unknown.{nearest(config.kind, [*TEACHERS, 'python'])}")
+        known = [*TEACHERS, "python", "student"]
+        raise DistdataError(f"teacher.kind = {config.kind!r}: unknown.{nearest(config.kind, known)}")
     teacher: Teacher = _call(cls, options, "teacher.options")
     return teacher
+
+
+def _student_options(options: Mapping[str, Any], project_dir: Path) -> dict[str, Any]:
+    """Return what opens a student: its folder from the project's, and the teacher that decodes for it."""
+    found = dict(options)
+    described = found.pop("teacher", None)
+    if not isinstance(described, Mapping) or described.get("kind") in (None, "student"):
+        raise DistdataError(
+            "teacher.kind = 'student' needs teacher.options.teacher, the teacher that the student was distilled from, "
+            'for example teacher = { kind = "crossing", options = { steps = 32 } }.'
+        )
+    try:
+        config = TeacherConfig(**described)
+    except ValueError as e:
+        raise DistdataError(f"teacher.options.teacher = {dict(described)!r}: no table like [teacher]: {e}") from e
+    found["decoder"] = make_teacher(config, project_dir)
+    if isinstance(found.get("path"), str):
+        beside = project_dir / found["path"]
+        found["path"] = str(beside.resolve()) if beside.exists() else found["path"]
+    return found
 
 
 def teacher_info(teacher: Teacher, config: TeacherConfig) -> TeacherInfo:
@@ -93,21 +128,33 @@ def make_seeds(
     """
     if n < 1:
         raise DistdataError(f"seeds: n = {n}: ask for at least 1 seed.")
-    if generator in SEEDS:
-        function = _import_here(SEEDS[generator])
-    elif ":" in generator:
-        function = load_object(generator, project_dir, what="seeds generator")
-    else:
-        raise DistdataError(
-            f"seeds generator {generator!r}: unknown.{nearest(generator, SEEDS)} "
-            'Your own function is written as "module:function".'
-        )
+    function = _generator(generator, project_dir)
     import pyarrow as pa
 
     table = _call(function, {"n": n, "salt": salt, **(options or {})}, "seeds options")
     if not isinstance(table, pa.Table):
         raise DistdataError(f"seeds generator {generator!r}: returned a {type(table).__name__}, not a pyarrow.Table.")
     return table
+
+
+def takes_option(generator: str, option: str, project_dir: Path = Path()) -> bool:
+    """Tell whether a seed generator has an option of this name; raises DistdataError for an unknown generator."""
+    return option in inspect.signature(_generator(generator, project_dir)).parameters
+
+
+def _generator(generator: str, project_dir: Path) -> Callable[..., Any]:
+    found: Any = None
+    if generator in SEEDS:
+        found = _import_here(SEEDS[generator])
+    elif ":" in generator:
+        found = load_object(generator, project_dir, what="seeds generator")
+    if found is not None:
+        function: Callable[..., Any] = found
+        return function
+    raise DistdataError(
+        f"seeds generator {generator!r}: unknown.{nearest(generator, SEEDS)} "
+        'Your own function is written as "module:function".'
+    )
 
 
 def _import_here(path: str) -> Any:

@@ -16,7 +16,7 @@ from distdata.catalogs.errors import DistdataError
 from distdata.catalogs.gather import catalog_facts, gather_report
 from distdata.catalogs.project import Project
 from distdata.cli import main
-from distdata.cycle import plan_purchase, save_purchase
+from distdata.cycle.purchases import plan_purchase, save_purchase
 from distdata.projects import import_seed_file, init_project
 
 PRESET = """

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from distdata import cycle, projects
+from distdata import projects
 from distdata.catalogs import effects, store
 from distdata.catalogs.codec import decode_member
 from distdata.catalogs.errors import DistdataError
@@ -19,6 +19,7 @@ from distdata.catalogs.project import Project
 from distdata.catalogs.shards import read_sample
 from distdata.curate import export_parquet
 from distdata.curate.export_hf import MARKER, export_hf
+from distdata.cycle import purchases
 from distdata.generate.run import generate
 
 CONFIG = """
@@ -127,7 +128,7 @@ def make_project(root, kinds=("rollout", "text")):
         project = Project.open(root)
         if kind == kinds[0]:
             projects.import_seed_file(project, root / "seeds.jsonl")
-        cycle.save_purchase(project, cycle.plan_purchase(project, budget="24samples"))
+        purchases.save_purchase(project, purchases.plan_purchase(project, budget="24samples"))
         generate(project, Silent(), engine="inprocess")
     return project
 

@@ -170,8 +170,8 @@ def test_heun_steps_converge_with_order_two(pipeline):
     """
     import torch
 
+    from distdata.generate.teachers.chain_states import record_states
     from distdata.generate.teachers.crossing.law import mixture
-    from distdata.generate.teachers.diffusers import record_states
 
     case = {**CASES["pedestrian_crossing"], "scenario": "car_following"}
     law = mixture(**case)
@@ -252,7 +252,7 @@ def test_noise_is_plain_randn_of_the_request(pipeline):
     """The stored noise is torch.randn([3, 2, 24]) of the request's generator, and replaying it gives the sample."""
     import torch
 
-    from distdata.generate.teachers.diffusers import record_states
+    from distdata.generate.teachers.chain_states import record_states
 
     seed = draw_rng_seed("salt", "replay", 0)
     with record_states(pipeline.scheduler) as states:
@@ -268,8 +268,8 @@ def test_save_and_load_keep_the_world(tmp_path, pipeline):
     import torch
     from diffusers import DiffusionPipeline
 
+    from distdata.generate.teachers.chain_states import known_warnings
     from distdata.generate.teachers.crossing.pipeline import CrossingPipeline
-    from distdata.generate.teachers.diffusers import known_warnings
 
     pipeline.save_pretrained(tmp_path / "a")
     with known_warnings():

@@ -10,7 +10,8 @@ import pytest
 from distdata.catalogs.errors import DistdataError
 from distdata.catalogs.hashing import draw_rng_seed
 from distdata.catalogs.protocol import Draw, Failure, Request, Teacher
-from distdata.generate.teachers.diffusers import DiffusersTeacher, record_states
+from distdata.generate.teachers.chain_states import record_states
+from distdata.generate.teachers.diffusers import DiffusersTeacher
 
 
 def request(seed_id="s", k=0, capture=(), **params):

@@ -59,7 +59,9 @@ def test_an_unknown_kind_names_the_nearest(tmp_path):
     """A typo in teacher.kind is answered with the kind that was meant."""
     with pytest.raises(DistdataError, match=r"teacher.kind = 'higway': unknown\. Did you mean 'highway'\?"):
         make_teacher(config("higway"), tmp_path)
-    with pytest.raises(DistdataError, match="Known: crossing, diffusers, highway, python"):
+    with pytest.raises(
+        DistdataError, match="Known: crossing, diffusers, highway, markov, transformers, python, student"
+    ):
         make_teacher(config("gpt"), tmp_path)
 
 

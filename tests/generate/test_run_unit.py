@@ -22,7 +22,7 @@ from distdata.catalogs.errors import BusyError, DistdataError
 from distdata.catalogs.files import atomic_file, disk_errors
 from distdata.catalogs.register import rebuild
 from distdata.catalogs.shards import read_sample
-from distdata.cycle import plan_purchase, save_purchase
+from distdata.cycle.purchases import plan_purchase, save_purchase
 from distdata.generate.run import choose_mode
 
 TRIES = 3  # the default of generate.max_attempts

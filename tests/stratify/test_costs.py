@@ -11,7 +11,7 @@ from distdata.catalogs.cost_table import CostTable, cost_words
 from distdata.catalogs.errors import DistdataError
 from distdata.catalogs.planning import measured_costs
 from distdata.catalogs.project import Project
-from distdata.cycle import plan_purchase, programme_costs, save_purchase
+from distdata.cycle.purchases import plan_purchase, programme_costs, save_purchase
 from distdata.generate.ingest.rejects import ingest_rejects
 from distdata.stratify.costs import Measured, cost_table
 

@@ -8,7 +8,7 @@ from scipy import stats
 from distdata.catalogs.errors import DistdataError
 from distdata.stratify.budget import parse_budget
 from distdata.stratify.chain import MARK_BELOW_MINIMUM, MARK_NO_SEEDS
-from distdata.stratify.minima import GateAims, draws_needed
+from distdata.stratify.minima import GateAims, draws_needed, paired_sigma, tied_contrasts
 from distdata.stratify.plan import make_plan
 from distdata.stratify.request import Plan, PlanRequest, Rates
 
@@ -39,6 +39,16 @@ def _needed(band: float, k: float, aims: GateAims, n_slices: int = 1) -> float:
 def test_the_formula_by_hand(band: float, k: float, aims: GateAims, n_slices: int, expected: float) -> None:
     """The draws per side equal the numbers in the comments (z's from a table)."""
     assert _needed(band, k, aims, n_slices) == pytest.approx(expected, rel=2e-4)
+
+
+def test_skewed_differences_and_tied_contrasts_ask_for_more_by_hand() -> None:
+    """One gate at band 0.1, S^2 = 0.5: skewness adds a term under the root, contrasts share beta as gates do."""
+    # x^2 0.05 - x sqrt(0.5) 2.926405 - (2 x 2.705543 + 1.642374) / 6 = 0: x = (2.069281 + sqrt(4.281924 + 4 x 0.05 x
+    # 1.175577)) / 0.1 = 41.9455, so 1,759.4, and 10.8 for the variance as ever
+    assert _needed(0.1, 8, GateAims(lean=1.0)) == pytest.approx(41.9455**2 + 10.82, rel=1e-4)
+    assert _needed(0.1, 8, GateAims(n_contrasts=5), 2) == pytest.approx(_needed(0.1, 8, GateAims(), 10))
+    # types of 4, 3 and 2 labels: 2^2 x 2^1 x 1; a type of one label ties nothing
+    assert [tied_contrasts(n) for n in ((4, 3, 2), (2,), (1, 1), (), (60,))] == [8, 1, 1, 1, 2**40]
 
 
 def _pass_rate(n_runs: int, difference: float, aims: GateAims, *, band: float, k: int, seed: int) -> float:
@@ -122,13 +132,13 @@ SHARP = GateAims(sigma=0.1)
 
 
 def test_without_a_budget_a_gate_plan_buys_the_minima() -> None:
-    """Each slice gets its own, spread by fleet share: 88 as 66 and 22, 88 as 58.7 and 29.3."""
+    """Each slice gets its own 88, dealt to its two cells alike, whatever the fleet does (0.3 to 0.1, 0.4 to 0.2)."""
     plan = _plan(None, [99] * 4, aims=SHARP)
     assert plan.minima.select("slice", "band", "k", "needed", "target").rows() == [
         ("a", 0.1, 1.0, 88, 88),
         ("b", 0.1, 1.0, 88, 88),
     ]
-    assert plan.cells["target"].to_list() == [66, 22, 59, 29]
+    assert plan.cells["target"].to_list() == [44, 44, 44, 44]
     assert plan.cells["mark"].to_list() == [""] * 4
     assert plan.n_fresh == 176
 
@@ -139,35 +149,48 @@ def test_the_tightest_band_of_a_slice_counts() -> None:
     assert plan.minima["needed"].to_list() == [348, 88]
 
 
-def test_every_gate_gets_twenty_seeds_whole() -> None:
-    """A statistic so sharp that the formula asks for 2 draws still takes 20 seeds, K draws of each."""
-    plan = _plan(None, [99] * 4, k=4, aims=GateAims(sigma=0.001))
-    assert plan.minima["needed"].to_list() == [80, 80]
+@pytest.mark.parametrize(
+    ("band", "n_seeds"),
+    [
+        # 0.8^20 = 0.0115: twenty seeds that all agree exclude a share of 0.2 with room to spare
+        (0.2, 20),
+        # 0.9^28 = 0.0523 and 0.9^29 = 0.0471: with 28 that agree 0.1 can't be excluded at 5% yet
+        (0.1, 29),
+    ],
+)
+def test_every_gate_gets_its_least_seeds_whole(band: float, n_seeds: int) -> None:
+    """A statistic so sharp that the formula asks for 2 draws still takes the least seeds, K draws of each."""
+    plan = _plan(None, [99] * 4, band=(band,) * 4, k=4, aims=GateAims(sigma=0.001))
+    assert plan.minima["needed"].to_list() == [4 * n_seeds] * 2
     assert plan.draws.group_by("seed_id").len()["len"].unique().to_list() == [4]
     per_slice = plan.draws.group_by(pl.col("cell_id") // 2).agg(pl.col("seed_id").n_unique())["seed_id"].to_list()
-    assert per_slice == [20, 20]
+    assert per_slice == [n_seeds, n_seeds]
 
 
 def test_small_cells_give_what_they_have() -> None:
-    """A cell with 5 seeds gives 5 of its 22, the other one of its slice the rest; every cell with seeds gives 1."""
+    """A cell with 5 seeds gives 5 of its 44, the other one of its slice the rest."""
     plan = _plan(None, [99, 5, 99, 99], aims=SHARP)
-    assert plan.cells["target"].to_list() == [83, 5, 59, 29]
+    assert plan.cells["target"].to_list() == [83, 5, 44, 44]
+
+
+def test_cells_the_fleet_never_meets_are_gated_alike() -> None:
+    """A fleet share of 0 doesn't take a cell out of its slice's gate: rare scenario types must be seen there."""
     rare = _plan(None, [99] * 4, share=(0.5, 0.0, 0.5, 0.0), aims=SHARP)
-    assert rare.cells["target"].to_list() == [87, 1, 87, 1]
+    assert rare.cells["target"].to_list() == [44, 44, 44, 44]
 
 
 def test_credits_lower_what_a_gate_buys() -> None:
     """Gate draws of this teacher version that exist are not bought again."""
     bought = pl.DataFrame({"seed_id": [f"c0-{i}" for i in range(10)], "k": [0] * 10})
     plan = _plan(None, [99] * 4, aims=SHARP, bought=bought)
-    assert plan.cells["fresh"].to_list() == [56, 22, 59, 29]
+    assert plan.cells["fresh"].to_list() == [34, 44, 44, 44]
 
 
 def test_more_budget_goes_on_by_weight() -> None:
     """Beyond the minima the rest is dealt as in any plan: 24 more to four equal weights, the smallest cells first."""
-    plan = _plan("200samples", [99] * 4, aims=SHARP)
-    # from 66 22 59 29 the lightest priority is the smallest count: 22 -> 29 takes 7, then 17 more in turn: 38 and 37
-    assert plan.cells["target"].to_list() == [66, 38, 59, 37]
+    plan = _plan("200samples", [99, 20, 99, 99], aims=SHARP)
+    # from 68 20 44 44 (b can't give more than 20) the smallest counts come first: 12 each to those at 44
+    assert plan.cells["target"].to_list() == [68, 20, 56, 56]
 
 
 def test_a_budget_below_the_minima_is_refused_with_the_smallest_that_does() -> None:
@@ -207,6 +230,8 @@ def test_slices_whose_seeds_cannot_decide_are_refused_with_numbers() -> None:
         ({"sigma": 0.0}, "sigma = 0"),
         ({"sigma": float("nan")}, "sigma = nan"),
         ({"tau": -0.1}, "tau = -0.1"),
+        ({"lean": -1.0}, "lean = -1"),
+        ({"n_contrasts": 0}, "n_contrasts = 0"),
     ],
 )
 def test_aims_out_of_range_are_refused(changes: dict[str, float], reason: str) -> None:
@@ -216,13 +241,13 @@ def test_aims_out_of_range_are_refused(changes: dict[str, float], reason: str) -
 
 
 def test_measured_sigmas_replace_the_given_one() -> None:
-    """A slice's variance is that of its cells by fleet share: a has 0.75 x 0.04 + 0.25 x 0.01, b the given 0.01.
+    """A slice's variance is the mean of its cells': a has (0.04 + 0.01) / 2, b the given 0.01.
 
-    a: 2 x 0.0325 x 10.822 / 0.0025 + 1.353 = 282.7.
+    a: 2 x 0.025 x 10.822 / 0.0025 + 1.353 = 217.8.
     """
     cells_sigma = [0.2, float("nan"), None, float("nan")]
     plan = _plan_with_sigma(cells_sigma)
-    assert plan.minima["needed"].to_list() == [283, 88]
+    assert plan.minima["needed"].to_list() == [218, 88]
 
 
 def _plan_with_sigma(sigma: list[float | None]) -> Plan:
@@ -242,3 +267,70 @@ def _plan_with_sigma(sigma: list[float | None]) -> Plan:
     )
     request = PlanRequest(purpose="gate", held_out=("gate",), min_groups=0, aims=SHARP)
     return make_plan(request, cells, seeds, NOTHING, Rates(usd=1.0, gpu_s=1.0))
+
+
+def _paired(x: np.ndarray, n_seeds: int, k: int) -> pl.DataFrame:
+    """Lay differences [m, K] out as paired draws of one slice: the teacher 0, the student x."""
+    return pl.DataFrame(
+        {
+            "slice": ["a"] * (n_seeds * k),
+            "scenario": ["x"] * (n_seeds * k),
+            "seed_id": [f"s{i:04d}" for i in range(n_seeds) for _ in range(k)],
+            "k": list(range(k)) * n_seeds,
+            "teacher_value": [0.0] * (n_seeds * k),
+            "student_value": x.reshape(-1),
+        }
+    )
+
+
+def test_paired_draws_give_back_sigma_and_tau_by_hand() -> None:
+    """40 seeds of 2 draws, d = +-0.3 with +-0.1 inside: within 0.02, between as in the comments."""
+    seed = np.where(np.arange(40) % 2 == 0, 0.3, -0.3)
+    x = seed[:, None] + np.array([0.1, -0.1])
+    found = paired_sigma(_paired(x, 40, 2), "value").row(0, named=True)
+    # within a seed: (0.01 + 0.01) / 1 = 0.02 = 2 sigma^2; over seeds 40 x 0.09 / 39 = 0.092308, less 0.02 / 2
+    assert found["sigma"] == pytest.approx(0.1)
+    assert found["tau"] ** 2 == pytest.approx(0.092308 - 0.01, rel=1e-4)
+    assert 2 * found["sigma_all"] ** 2 == pytest.approx(0.02 + 2 * 0.082308, rel=1e-4)
+    assert (found["slice"], found["n_seeds"], found["k"]) == ("a", 40, 2.0)
+
+
+def test_paired_sigma_plans_the_same_n_as_sigma_and_tau() -> None:
+    """`sigma_all` with tau 0 asks for what `sigma` and `tau` ask for, and the truth is found within its error.
+
+    2,000 seeds of 8 draws with 2 sigma^2 = 0.08 and tau = 0.1: relative errors of variances sqrt(2 / 2,000) = 3%.
+    """
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2_000, 1)) * 0.1 + rng.normal(size=(2_000, 8)) * np.sqrt(0.08)
+    found = paired_sigma(_paired(x, 2_000, 8), "value").row(0, named=True)
+    assert found["sigma"] == pytest.approx(0.2, rel=0.04)
+    assert found["tau"] == pytest.approx(0.1, rel=0.1)
+    both = _needed(0.1, 8, GateAims(sigma=found["sigma"], tau=found["tau"]))
+    assert _needed(0.1, 8, GateAims(sigma=found["sigma_all"])) == pytest.approx(both)
+
+
+def test_paired_sigma_of_outcomes_is_that_of_the_contrast_that_varies_most() -> None:
+    """Of three labels b never changes and a becomes c on even seeds, c a on odd ones: the contrast is a alone.
+
+    30 seeds of 3 draws with x = -+(1, 1, 0): within a seed (1/9 + 1/9 + 4/9) / 2 = 1/3; seed means -+2/3 vary by
+    30/29 x 4/9 = 0.45977, less 1/9. Too few seeds, or one without a label, say nothing.
+    """
+    teacher = [label for i in range(30) for label in ("aab" if i % 2 == 0 else "ccb")]
+    student = [label for i in range(30) for label in ("ccb" if i % 2 == 0 else "aab")]
+    paired = _paired(np.zeros((30, 3)), 30, 3).with_columns(
+        teacher_outcome=pl.Series(teacher), student_outcome=pl.Series(student)
+    )
+    found = paired_sigma(paired).row(0, named=True)
+    assert found["sigma"] ** 2 == pytest.approx(1 / 6)
+    assert found["tau"] ** 2 == pytest.approx(0.45977 - 1 / 9, rel=1e-4)
+    assert paired_sigma(paired.head(57)).height == 0
+    assert paired_sigma(paired.with_columns(student_outcome=pl.lit(None, dtype=pl.String))).height == 0
+
+
+def test_where_all_seeds_agree_one_more_is_taken_to_differ() -> None:
+    """30 seeds of 2 draws without a difference, values from 0 to 4: variance 4^2 / 31, and never 0."""
+    paired = _paired(np.zeros((30, 2)), 30, 2).with_columns(
+        teacher_value=pl.Series([0.0, 4.0] * 30), student_value=pl.Series([0.0, 4.0] * 30)
+    )
+    found = paired_sigma(paired, "value").row(0, named=True)
+    assert (found["sigma"], found["tau"] ** 2) == (0.0, pytest.approx(16 / 31))

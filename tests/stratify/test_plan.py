@@ -370,7 +370,7 @@ def test_slices_short_of_gate_groups_are_refused_or_marked() -> None:
 def test_a_gate_plan_may_miss_a_cell_but_not_a_slice() -> None:
     """A cell without gate seeds is marked when its slice has some, and refused when the whole slice has none."""
     cells = _cells(3).with_columns(slice=pl.Series(["a", "a", "b"]), scenario=pl.Series(["x", "y", "x"]))
-    cells = cells.with_columns(cell=pl.col("slice") + "/" + pl.col("scenario"))
+    cells = cells.with_columns(cell=pl.col("slice") + "/" + pl.col("scenario"), band=pl.lit(0.2))
     aims = GateAims(sigma=0.01)  # so sharp a statistic that the 20 seeds of any gate suffice
     rules = {"purpose": "gate", "held_out": ("gate",), "min_groups": 0, "aims": aims}
     plan = _plan("44samples", cells, _seeds([24, 0, 24], split="gate"), **rules)

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ....catalogs.protocol import Member, Request
-from ..diffusers import known_warnings
+from ..chain_states import known_warnings
+from .conditions import conditions
 from .law import LATENT_SHAPE, Mixture, check_request, mixture
 from .rollout import rollout_members
 from .score_model import Conditions, CrossingScore
@@ -81,13 +82,21 @@ class CrossingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers sh
         `conditions`: mappings with `axes`, `scenario` and `params` (see `law.STATE_KEYS`). `latents`: the
         starting noise of standard deviation 1, [B, 3, 2, 24], instead of the generators' (replay).
         """
-        mixtures = [mixture(c["axes"], c["scenario"], c["params"], self.score.world) for c in conditions]
-        batch = self.score.conditions(mixtures)
+        mixtures, batch = self._mixtures(conditions)
         shape = (len(mixtures), *LATENT_SHAPE)
         device = self._execution_device
         noise = randn_tensor(shape, generator=generator, device=device) if latents is None else latents.to(device)
         final = self._chain(noise.to(torch.float64), batch, num_inference_steps)
         return self._output(final, batch, mixtures)
+
+    def finish(self, conditions: Sequence[Mapping[str, Any]], latents: Tensor) -> CrossingOutput:
+        """Decode and label finished latents, [B, 3, 2, 24], whoever made them, as the chain's own end is."""
+        mixtures, batch = self._mixtures(conditions)
+        return self._output(latents.to(self._execution_device, torch.float64), batch, mixtures)
+
+    def _mixtures(self, conditions: Sequence[Mapping[str, Any]]) -> tuple[list[Mixture], Conditions]:
+        mixtures = [mixture(c["axes"], c["scenario"], c["params"], self.score.world) for c in conditions]
+        return mixtures, self.score.conditions(mixtures)
 
     def _chain(self, noise: Tensor, batch: Conditions, n_steps: int) -> Tensor:
         with known_warnings():
@@ -131,3 +140,16 @@ class CrossingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers sh
             self.score.world,
         )  # fmt: skip
         return list(zip(members, output.outcomes, strict=True))
+
+    def distdata_conditions(self, requests: Sequence[Request]) -> NDArray[np.float32]:
+        """Return what a network is told of each request, float32 [B, C]."""
+        return conditions(requests, self.score.world)
+
+    def distdata_noise(self, requests: Sequence[Request]) -> NDArray[np.float32]:
+        """Return the noise that each request's own generator gives, float32 [B, 3, 2, 24]."""
+        noise = [torch.randn(LATENT_SHAPE, generator=torch.Generator().manual_seed(r.rng_seed)) for r in requests]
+        return np.stack([n.numpy() for n in noise]) if noise else np.zeros((0, *LATENT_SHAPE), np.float32)
+
+    def distdata_decode(self, requests: Sequence[Request], latents: NDArray[Any]) -> CrossingOutput:
+        """Return what the call would have, had its chain ended at `latents`, [B, 3, 2, 24]."""
+        return self.finish(self.distdata_inputs(requests)["conditions"], torch.from_numpy(latents))

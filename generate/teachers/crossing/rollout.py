@@ -1,4 +1,4 @@
-"""From trajectories to the record of a rollout: poses, actions, agents, camera, lidar, meta."""
+"""From trajectories to the record of a rollout: poses, actions, agents, camera, lidar, latent, conditions, meta."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ....catalogs.protocol import Member, MemberSpec, Request
 from . import camera, lidar
-from .law import agents_of, basis_rates, control_gain
+from .conditions import conditions
+from .law import LATENT_SHAPE, agents_of, basis_rates, control_gain
 from .scene import KINDS, SIZES_M, Scene, buildings
 from .world import AXES, DT_S, N_AGENTS, N_STEPS, World
 
@@ -21,6 +22,8 @@ MEMBERS = {
     "pose.npy": MemberSpec(dtype="float32", shape=(N_STEPS, 7)),
     "action.npy": MemberSpec(dtype="float32", shape=(N_STEPS, 2)),
     "agents.npy": MemberSpec(dtype="float32", shape=(N_STEPS, N_AGENTS, 4)),
+    "latent.npy": MemberSpec(dtype="float32", shape=LATENT_SHAPE),
+    "cond.npy": MemberSpec(dtype="float32", shape=(None,)),  # its length is the world's
 }
 WHEELBASE_M = 2.7
 _SMOOTH_MODES = 6
@@ -64,6 +67,7 @@ def rollout_members(
     velocity, acceleration = rates(trajectories, latents, requests, world)
     heading = np.arctan2(velocity[:, :, 1], np.maximum(velocity[:, :, 0], 0.5))[:, 0]
     actions = _actions(velocity[:, 0], acceleration[:, 0], heading)
+    told = conditions(requests, world)
     found: list[dict[str, Member]] = []
     for start in range(0, len(requests), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -77,6 +81,8 @@ def rollout_members(
         members["action.npy"] = actions[i]
         state = np.concatenate([trajectories[i], velocity[i]], axis=1)
         members["agents.npy"] = np.ascontiguousarray(state.transpose(2, 0, 1), dtype=np.float32)
+        members["latent.npy"] = latents[i].astype(np.float32)
+        members["cond.npy"] = told[i]
         members["calib.json"] = CALIBRATION
         members["meta.json"] = _meta(request, outcomes[i], float(responsibilities[i]), world)
     return found

@@ -11,13 +11,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ....catalogs.errors import DistdataError
+from ....catalogs.errors import DistdataError, nearest
 from ....catalogs.hashing import hash64, unit_interval
 from .law import outcome_probabilities
 from .world import AXES, FLEET, SCENARIO_FLEET, WORLD, feasible
@@ -32,25 +32,42 @@ CONTROLS = (-1.2, -0.6, 0.0, 0.6, 1.2)
 CONTROL_SHARES = (0.12, 0.22, 0.32, 0.22, 0.12)
 _MIXED_DRIVES, _LATER_SEEDS = 60, 4
 
+Within = Mapping[str, Sequence[str]]
+"""Axis name, or ``scenario``, to the values that are wanted; all of an axis that is not named."""
 Cell = tuple[str, str, str, str]
 """Weather, light, district and scenario type."""
 
 
-def cells() -> dict[Cell, float]:
-    """Return the feasible cells with their fleet shares, which sum to 1."""
+def cells(within: Within | None = None) -> dict[Cell, float]:
+    """Return the feasible cells (of the values that `within` allows) with their fleet shares, which sum to 1.
+
+    Raises:
+        DistdataError: a value that this world doesn't have, or no cell is left.
+    """
+    allowed = {name: list(values) for name, values in (within or {}).items()}
+    known = {**AXES, "scenario": tuple(SCENARIO_FLEET)}
+    for name, values in allowed.items():
+        for value in values:
+            if value not in known.get(name, ()):
+                raise DistdataError(f"crossing seeds: no {name} {value!r}.{nearest(value, known.get(name, ()))}")
     shares = {
         (w, light, d, s): fw * fl * fd * fs
         for (w, fw), (light, fl), (d, fd) in itertools.product(*(zip(AXES[a], FLEET[a], strict=True) for a in AXES))
         for s, fs in SCENARIO_FLEET.items()
         if feasible({"weather": w, "light": light, "district": d}, s)
+        and all(
+            v in allowed.get(n, (v,)) for n, v in {"weather": w, "light": light, "district": d, "scenario": s}.items()
+        )
     }
+    if not shares:
+        raise DistdataError("crossing seeds: no feasible cell is left of the axes and scenario types that are allowed.")
     total = sum(shares.values())
     return {cell: share / total for cell, share in shares.items()}
 
 
-def seed_counts(n: int) -> dict[Cell, int]:
+def seed_counts(n: int, within: Within | None = None) -> dict[Cell, int]:
     """Return how many of `n` seeds each cell gets: a floor, then the fleet's shares by largest remainder."""
-    shares = cells()
+    shares = cells(within)
     floor = min(60, n // (2 * len(shares))) or int(n >= len(shares))
     rest = n - floor * len(shares)
     exact = {cell: rest * share for cell, share in shares.items()}
@@ -61,20 +78,20 @@ def seed_counts(n: int) -> dict[Cell, int]:
     return counts
 
 
-def seeds(n: int, salt: str) -> pa.Table:
-    """Return `n` seeds, deterministic in `salt`.
+def seeds(n: int, salt: str, within: Within | None = None) -> pa.Table:
+    """Return `n` seeds, deterministic in `salt`, of the values that `within` allows by axis (and ``scenario``).
 
     Columns: seed_id, weather, light, district, scenario, group, decision_point, control_axis,
     control_value (m/s^2), params (a JSON object, see `law.STATE_KEYS`).
 
     Raises:
-        DistdataError: `n` is not positive.
+        DistdataError: `n` is not positive, or `within` names what this world doesn't have.
     """
     import pyarrow as pa
 
     if n < 1:
         raise DistdataError(f"crossing seeds: n is {n}; ask for at least 1.")
-    rows = [row for cell, count in seed_counts(n).items() for row in _cell_rows(cell, count, salt)]
+    rows = [row for cell, count in seed_counts(n, within).items() for row in _cell_rows(cell, count, salt)]
     text = ("seed_id", *AXES, "scenario", "group")
     types: dict[str, pa.DataType] = {
         **dict.fromkeys(text, pa.string()),

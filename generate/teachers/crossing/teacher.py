@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ....catalogs.errors import DistdataError
 from ....catalogs.hashing import content_hash
 from ....catalogs.protocol import Draw, Failure, Request, TeacherInfo
@@ -14,7 +17,7 @@ from ..diffusers import DiffusersTeacher, library_versions
 from .rollout import MEMBERS
 from .world import N_INFERENCE_STEPS, OUTCOMES, SCHEDULER_CONFIG, WORLD
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raise it when a change of code (not of constants) changes what a request gets."""
 PIPELINE_CLASS = "distdata.generate.teachers.crossing.pipeline:CrossingPipeline"
 
@@ -63,6 +66,18 @@ class CrossingTeacher:
     def sample(self, requests: Sequence[Request]) -> Iterable[Draw | Failure]:
         """Answer one micro-batch; a request of another world is a Failure that says what is wrong with it."""
         return self._teacher().sample(requests)
+
+    def conditions(self, requests: Sequence[Request]) -> NDArray[np.float32]:
+        """Return what a network is told of each request, float32 [B, C] (see `crossing.conditions`)."""
+        return self._teacher().conditions(requests)
+
+    def noise(self, requests: Sequence[Request]) -> NDArray[np.float32]:
+        """Return the noise that each request's chain starts from, float32 [B, 3, 2, 24]."""
+        return self._teacher().noise(requests)
+
+    def decode(self, requests: Sequence[Request], latents: NDArray[np.float32]) -> Iterable[Draw | Failure]:
+        """Turn finished latents, [B, 3, 2, 24], into draws with record and label as for its own."""
+        return self._teacher().decode(requests, latents)
 
     def _teacher(self) -> DiffusersTeacher:
         if self._saved is not None:

@@ -1,55 +1,52 @@
-"""The stages of the loop, joined: the one module besides the command line that knows all of them."""
+"""What to buy: plans, comparisons of policies and prices, from the catalog as it is."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import polars as pl
 
-from .catalogs.cases import mark_planned, settle_cases
-from .catalogs.comparison import Comparison
-from .catalogs.config import Policy
-from .catalogs.cost_table import CostTable
-from .catalogs.errors import DistdataError, nearest
-from .catalogs.estimates import estimate_rows
-from .catalogs.events import append_json
-from .catalogs.files import exclusive_lock, write_atomic
-from .catalogs.gather import gather_report
-from .catalogs.intake import changed_cells, define_cells
-from .catalogs.macros import ALL_COUNTED
-from .catalogs.planning import PlanInputs, measured_costs, pilot_rows, planning_inputs
-from .catalogs.plans import catalog_state, corpus_size, open_plans, plan_frames, plan_in_force, save_plan
-from .catalogs.project import Project
-from .catalogs.protocol import TeacherInfo
-from .catalogs.register import catch_up
-from .catalogs.report import render_report
-from .curate.export_hf import Layout, export_hf
-from .curate.push_hub import push_to_hub
-from .generate.spool import leftover
-from .generate.teachers.registry import make_teacher, teacher_info
-from .stratify.budget import Budget, parse_budget
-from .stratify.compare import compare_policies, needed_draws, parse_policies
-from .stratify.costs import Measured, cost_table
-from .stratify.estimate import Estimates, Form, Target, estimate_rows_by
-from .stratify.explain import explain
-from .stratify.minima import GateAims
-from .stratify.pilot import with_pilot
-from .stratify.plan import make_plan
-from .stratify.reach import within_reach
-from .stratify.request import FRAME_SPLIT, Plan, PlanRequest, Purpose, Rates, plan_id, restored_request
+from ..catalogs.cases import mark_planned, settle_cases
+from ..catalogs.comparison import Comparison
+from ..catalogs.config import Policy
+from ..catalogs.cost_table import CostTable
+from ..catalogs.errors import DistdataError, nearest
+from ..catalogs.events import append_json
+from ..catalogs.files import exclusive_lock
+from ..catalogs.intake import changed_cells, define_cells
+from ..catalogs.macros import ALL_COUNTED
+from ..catalogs.planning import PlanInputs, measured_costs, outcome_counts, pilot_rows, planning_inputs
+from ..catalogs.plans import catalog_state, open_plans, plan_frames, plan_in_force, save_plan
+from ..catalogs.project import Project
+from ..catalogs.protocol import TeacherInfo
+from ..catalogs.register import catch_up
+from ..generate.spool import leftover
+from ..generate.teachers.registry import make_teacher, teacher_info
+from ..stratify.budget import Budget, parse_budget
+from ..stratify.compare import compare_policies, needed_draws, parse_policies
+from ..stratify.costs import Measured, cost_table
+from ..stratify.explain import explain
+from ..stratify.minima import GateAims, tied_contrasts
+from ..stratify.pilot import with_pilot
+from ..stratify.plan import make_plan
+from ..stratify.reach import within_reach
+from ..stratify.request import FRAME_SPLIT, Plan, PlanRequest, Purpose, Rates, plan_id, restored_request
+from ..stratify.spending import spent_alpha
 
 HELD_OUT = ("gate", "confirm")
 AS_NEEDED = "as needed"
 """The budget of a plan whose size follows from what it is for."""
 TOP_UP = ", topped up"
+REFRESHED = ", refreshed"
+AIMS = ("power", "expected_difference", "sigma", "tau")
+"""What of `[gates]` decides how many draws a gate needs, as it stands there."""
+UNSEEN_LABELS = 2
+"""Outcomes of a scenario type that no draw has shown yet."""
 K_UNSETTLED = 8
 """K where `[plan] k` is "auto" and no pilot has settled it: in the pilot's own plan."""
-SAY_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +79,13 @@ def plan_purchase(
     boosts: Mapping[str, float] | None = None,
     top_up: bool = False,
     allow_undecidable: bool = False,
+    goals: pl.DataFrame | None = None,
     dry_run: bool = False,
 ) -> Purchase:
     """Decide what to buy, from the catalog as it is. A changed cell table is written, unless it is a `dry_run`.
 
     Without a budget a gate or confirm plan buys its decidable minima, a pilot its default size, and a top-up
-    what is short.
+    what is short. `goals` are the targets of a refresh (`stratify.growth`): a top-up that was made after looking.
 
     Raises:
         DistdataError: a bad budget, floors it can't cover, cells without seeds, slices without gate groups,
@@ -96,10 +94,14 @@ def plan_purchase(
     start = _start(project, purpose, dry_run=dry_run)
     request = _request(
         project, purpose=purpose, budget=None if budget is None else parse_budget(budget), policy=policy, boosts=boosts,
-        top_up=top_up, allow_undecidable=allow_undecidable,
+        top_up=top_up or goals is not None, allow_undecidable=allow_undecidable,
     )  # fmt: skip
     said = budget or AS_NEEDED
-    if top_up:  # it aims at another plan's targets: as that one was made after looking or not, so is this
+    if goals is not None:
+        request = replace(request, adaptive=True)
+        start = replace(start, inputs=replace(start.inputs, goals=goals))
+        said = f"{last_budget(project, purpose) or AS_NEEDED}{REFRESHED}"
+    elif top_up:  # it aims at another plan's targets: as that one was made after looking or not, so is this
         force = plan_in_force(project, purpose) or {}
         request = replace(request, adaptive=bool(force.get("adaptive", False)))
         said = str(force.get("budget", AS_NEEDED)).removesuffix(TOP_UP) + TOP_UP
@@ -173,7 +175,11 @@ def programme_costs(project: Project) -> CostTable:
 
 def last_budget(project: Project, purpose: str) -> str | None:
     """Return the budget of the plan in force for `purpose`; None where there is none, or it was bought as needed."""
-    same = [str(p["budget"]).removesuffix(TOP_UP) for p in open_plans(project) if p["purpose"] == purpose]
+    same = [
+        str(p["budget"]).removesuffix(TOP_UP).removesuffix(REFRESHED)
+        for p in open_plans(project)
+        if p["purpose"] == purpose
+    ]
     return same[-1] if same and same[-1] != AS_NEEDED else None
 
 
@@ -225,7 +231,12 @@ def _start(project: Project, purpose: Purpose, *, dry_run: bool) -> _Start:
     pilot = pilot_rows(project, info.content_hash)
     if purpose != "pilot" and (pilot.height or rules.k == "auto"):
         settled = with_pilot(inputs.cells, pilot, seed_cost=rules.seed_cost, k_max=rules.k_max)
+        if purpose in HELD_OUT and "sigma" in settled.columns:
+            settled = settled.drop("sigma")  # a pilot's draws are not of pairs: what a gate compares varies less
         inputs = replace(inputs, cells=settled)
+    k = project.config.gates.k
+    if purpose in HELD_OUT and k is not None:
+        inputs = replace(inputs, cells=inputs.cells.with_columns(k=pl.lit(k, pl.Int32)))
     return _Start(state=state, info=info, inputs=inputs)
 
 
@@ -239,7 +250,7 @@ def _request(
     top_up: bool,
     allow_undecidable: bool,
 ) -> PlanRequest:
-    rules, splits, gates = project.config.plan, project.config.splits, project.config.gates
+    rules, splits = project.config.plan, project.config.splits
     return PlanRequest(
         purpose=purpose,
         budget=budget,
@@ -254,9 +265,22 @@ def _request(
         boosts=boosts or {},
         layers=rules.layers,
         case_share=rules.case_share,
-        aims=GateAims(**gates.model_dump()),
+        aims=_aims(project),
         top_up=top_up,
         allow_undecidable=allow_undecidable,
+    )
+
+
+def _aims(project: Project) -> GateAims:
+    """Return what a gate must tell, with what its judge will spend of alpha and how many contrasts it has."""
+    rules = project.config.gates
+    labels = outcome_counts(project)
+    types = [max(labels.get(name, UNSEEN_LABELS), 1) for name in project.config.scenarios]
+    return GateAims(
+        **rules.model_dump(include=set(AIMS)),
+        alpha=spent_alpha(rules.alpha, candidate=rules.candidates, n_looks=rules.looks),
+        lean=1.0,  # shares of single draws differ by -1, 0 or 1
+        n_contrasts=tied_contrasts(types),
     )
 
 
@@ -367,42 +391,6 @@ def _settle_spools(project: Project, old: Mapping[str, Any], teacher_hash: str) 
         path.unlink(missing_ok=True)
 
 
-def estimate_fleet(
-    project: Project,
-    expr: str,
-    *,
-    by: str | None = None,
-    where: str | None = None,
-    total: bool = False,
-    form: str = "ratio",
-    target: str = "superpopulation",
-    purpose: str = "train",
-    teacher: str | None = None,
-) -> tuple[Estimates, list[str]]:
-    """Estimate what `expr` is over the fleet (`catalogs.estimates`, `stratify.estimate`), and say what to know of it.
-
-    An expression that gives texts is answered by the share of each text.
-
-    Raises:
-        DistdataError: a wrong expression, condition, grouping or word, or no corpus with weights.
-    """
-    for name, word, words in (("form", form, get_args(Form)), ("target", target, get_args(Target))):
-        if word not in words:
-            raise DistdataError(f"estimate: --{name} {word!r} is not known.{nearest(word, words)}")
-    rows = estimate_rows(project, expr, where, purpose, teacher)
-    groups = [name.strip() for name in by.split(",") if name.strip()] if by else []
-    if by is not None and not groups:
-        raise DistdataError(
-            "estimate: --by names nothing. Give axes, scenario, layer, cell or slice: --by weather,light"
-        )
-    known = [c for c in rows.cells.columns if c not in ("cell_id", "fleet_share", "n_frame")]
-    for name in groups:
-        if name not in known:
-            raise DistdataError(f"estimate: --by {name}: cells have no such column.{nearest(name, known)}")
-    found = estimate_rows_by(rows, groups, total=total, form=cast(Form, form), target=cast(Target, target))
-    return found, rows.words()
-
-
 def parse_boosts(texts: list[str]) -> dict[str, float]:
     """Read ``CELL_OR_SLICE=FACTOR`` texts; raises DistdataError for one that is not of that form."""
     boosts = {}
@@ -415,59 +403,3 @@ def parse_boosts(texts: list[str]) -> dict[str, float]:
         if not name or "=" in name:
             raise DistdataError(f"--boost {text}: write CELL_OR_SLICE=FACTOR, for example night,rain=2, once for each.")
     return boosts
-
-
-def write_report(project: Project, out: Path, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Write the HTML report and return its path. It compares the policies at the budget of the plan in force.
-
-    `say` hears why there is no comparison, when the catalog has changed so that none can be made.
-    """
-    comparison = None
-    if budget := last_budget(project, "train") or corpus_size(project):
-        try:
-            comparison = compare_plans(project, budget=budget, policies="fleet,uniform,gate")
-        except DistdataError as e:
-            say(f"The report has no comparison of policies: {e}")
-    data = gather_report(project, datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"), comparison)
-    write_atomic(out, render_report(data).encode(), "report")
-    return out.resolve()
-
-
-def export_dataset(
-    project: Project,
-    out: Path,
-    *,
-    layout: str,
-    push: str | None,
-    public: bool,
-    overwrite: bool,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Export the training corpus to the folder `out` and, if asked, upload it; return what was written.
-
-    `say` hears how it goes, about every two seconds.
-
-    Raises:
-        DistdataError: see `curate.export_hf` and `curate.push_hub`.
-    """
-    last = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SAY_EVERY_S:
-            last = time.monotonic()
-            say(f"  exporting: {done / max(total, 1):.0%}")
-
-    done = export_hf(project, out, layout=cast(Layout, layout), overwrite=overwrite, progress=progress)
-    facts = {
-        "folder": str(out.resolve()),
-        "layout": layout,
-        "samples": done.n_samples,
-        "files": len(done.files),
-        "bytes": done.n_bytes,
-        "load it": f"datasets.load_dataset({str(out)!r})",
-    }
-    if push is not None:
-        say(f"uploading to {push}")
-        facts["uploaded to"] = push_to_hub(out, push, private=not public)
-    return facts

@@ -1,0 +1,1 @@
+"""The bundled language whose law is known."""

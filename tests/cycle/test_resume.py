@@ -1,0 +1,230 @@
+"""A cycle that is stopped anywhere and started again comes to what it would have come to: gates, causes, purchases."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distdata.catalogs.project import Project
+from distdata.cycle import diagnosis, loop
+from distdata.cycle.loop import run_cycle
+
+STAGES = {
+    loop: ("plan_purchase", "save_purchase", "generate", "curate", "train_student", "gate_student", "diagnose",
+           "refresh", "promote"),
+    diagnosis: ("train_student", "gate_student"),
+}  # fmt: skip
+BUDGETS = {"easy": "800samples", "starved": "384samples"}
+N_KILLS = 20
+
+
+def outcome(project: Project, tiny: Any) -> dict[str, list[Any]]:
+    """Return all that must not depend on where a cycle was stopped: ids, verdicts, causes, purchases, routes."""
+    queries = {
+        "gates": "SELECT gate_id, student_id, split, role, candidate, alpha, verdict FROM gates ORDER BY gate_id",
+        "rows": """SELECT gate_id, slice, metric, contrast, estimate, low, high, r.verdict FROM gate_rows r
+            JOIN gates g USING (gate_no) ORDER BY 1, 2, 3, 4""",
+        "causes": "SELECT gate_id, slice, cause, evidence FROM causes ORDER BY 1, 2",
+        "plans": "SELECT plan_id, purpose, n_draws FROM plans ORDER BY 1",
+        "spend": "SELECT purpose, sum(generated), round(sum(known_usd), 6) FROM spend_by_cell GROUP BY 1 ORDER BY 1",
+        "students": "SELECT student_id, role, seed FROM students ORDER BY 1",
+        "promotions": "SELECT student_id, stage FROM promotions ORDER BY event",
+        "routing": "SELECT slice, student_id, share, fallback, reason FROM routing ORDER BY 1",
+    }
+    return {name: tiny.sql(project, query) for name, query in queries.items()}
+
+
+class Stops:
+    """Wraps the stages and raises KeyboardInterrupt before or after a call, at each boundary that `wanted` picks.
+
+    A boundary is (place, stage, which call of it, before or after); the calls are counted from the start of a run.
+    """
+
+    def __init__(self, wanted: Callable[[tuple[Any, ...]], bool]) -> None:
+        self._wanted, self._calls = wanted, {}  # type: ignore[var-annotated]
+        self.seen: list[tuple[Any, ...]] = []
+
+    @contextmanager
+    def there(self) -> Iterator[None]:
+        self._calls = {}
+        with pytest.MonkeyPatch.context() as patch:
+            for module, names in STAGES.items():
+                for name in names:
+                    patch.setattr(
+                        module, name, self._wrap(module.__name__.rpartition(".")[2], name, getattr(module, name))
+                    )
+            yield
+
+    def _wrap(self, place: str, name: str, stage: Callable[..., Any]) -> Callable[..., Any]:
+        def stopping(*args: Any, **how: Any) -> Any:
+            n = self._calls[place, name] = self._calls.get((place, name), 0) + 1
+            self._pass((place, name, n, "before"))
+            answer = stage(*args, **how)
+            self._pass((place, name, n, "after"))
+            return answer
+
+        return stopping
+
+    def _pass(self, boundary: tuple[Any, ...]) -> None:
+        self.seen.append(boundary)
+        if self._wanted(boundary):
+            raise KeyboardInterrupt(str(boundary))
+
+
+def cycle(project: Project, heard: Any, world: str) -> None:
+    run_cycle(project, heard, heard, heard, budget=BUDGETS[world])
+
+
+def stop(project: Project, heard: Any, world: str, boundary: tuple[Any, ...]) -> None:
+    """Run a cycle and stop it at this boundary."""
+    stops = Stops(lambda b: b == boundary)
+    with stops.there(), pytest.raises(KeyboardInterrupt):
+        cycle(project, heard, world)
+
+
+def test_three_stops_and_a_kill_change_nothing(worlds: Any, tiny: Any, heard: Any, tmp_path: Path) -> None:
+    """Stopped after its first plan, killed while it trains, stopped after its gate and amid promotions: the same end.
+
+    The reference is an uninterrupted run in another folder, so nothing depends on where a project lies either.
+    """
+    project = worlds.raw(tmp_path / "p", **worlds.WORLDS["easy"])
+    stop(project, heard, "easy", ("loop", "save_purchase", 1, "after"))
+    assert kill_once_there(tiny, project, "easy", lambda: any(project.students_dir.rglob("*")), 0.0)
+    stop(project, heard, "easy", ("loop", "gate_student", 1, "after"))
+    stop(project, heard, "easy", ("loop", "promote", 2, "before"))
+    cycle(project, heard, "easy")
+    assert outcome(project, tiny) == outcome(worlds.easy(tmp_path / "whole"), tiny)
+    assert tiny.rebuilt_tables(project) == tiny.tables(project)
+    tiny.assert_tidy(project)
+
+
+@pytest.mark.prove
+def test_every_boundary_alone(worlds: Any, tiny: Any, heard: Any, tmp_path: Path) -> None:
+    """Stopped at one boundary of the easy cycle, for each there is, it comes to the same end."""
+    whole = outcome(worlds.easy(tmp_path / "whole"), tiny)
+    boundaries = record(worlds, heard, tmp_path / "recorded", "easy")
+    assert len(boundaries) > 25
+    for i, boundary in enumerate(boundaries):
+        project = worlds.raw(tmp_path / f"p{i}", **worlds.WORLDS["easy"])
+        stop(project, heard, "easy", boundary)
+        cycle(project, heard, "easy")
+        assert outcome(project, tiny) == whole, boundary
+
+
+@pytest.mark.prove
+def test_every_boundary_of_a_refresh(worlds: Any, tiny: Any, heard: Any, tmp_path: Path) -> None:
+    """One project is stopped at every boundary that a cycle with diagnosis and refresh passes, one after the other.
+
+    Each start goes on until the first boundary at which none before it was stopped, named by how far the catalog is.
+    """
+    reference = worlds.raw(tmp_path / "whole", **worlds.WORLDS["starved"])
+    cycle(reference, heard, "starved")
+    whole = outcome(reference, tiny)
+    assert whole["causes"]
+    assert len([p for p in whole["plans"] if p[1] == "train"]) > 1
+    boundaries = record(worlds, heard, tmp_path / "recorded", "starved")
+    project = worlds.raw(tmp_path / "p", **worlds.WORLDS["starved"])
+    done: set[tuple[Any, ...]] = set()
+
+    def fresh(boundary: tuple[Any, ...]) -> bool:
+        n_events = len(list(project.events_dir.glob("0*")))
+        key = (*boundary[:2], boundary[3], n_events)
+        if key in done:
+            return False
+        done.add(key)
+        return True
+
+    for n_stops in range(10 * len(boundaries)):  # noqa: B007  # told below
+        stops = Stops(fresh)
+        try:
+            with stops.there():
+                cycle(project, heard, "starved")
+        except KeyboardInterrupt:
+            continue
+        break
+    assert n_stops > len(boundaries) / 2
+    assert {b[:2] for b in boundaries} == {d[:2] for d in done}
+    assert outcome(project, tiny) == whole
+
+
+@pytest.mark.prove
+def test_twenty_kills_at_random_moments(worlds: Any, tiny: Any, heard: Any, tmp_path: Path) -> None:
+    """Killed at twenty random moments of cycles with a refresh, a few to a project, each comes to the same end."""
+    reference = worlds.raw(tmp_path / "whole", **worlds.WORLDS["starved"])
+    cycle(reference, heard, "starved")
+    whole = outcome(reference, tiny)
+    n_events = len(list(reference.events_dir.glob("0*")))
+    rng = random.Random(20)
+    n_kills = n_projects = 0
+    while n_kills < N_KILLS:
+        project = worlds.raw(tmp_path / f"p{n_projects}", **worlds.WORLDS["starved"])
+        n_projects += 1
+        for target in sorted(rng.randrange(3, n_events) for _ in range(5)):
+            n_kills += kill_once_there(tiny, project, "starved", has_events(project, target), rng.uniform(0, 1.5))
+        finish(tiny, project, "starved")
+        assert outcome(project, tiny) == whole, n_projects
+        tiny.assert_tidy(project)
+
+
+@pytest.mark.prove
+def test_the_tenth_cycle_is_the_same_command(worlds: Any, tiny: Any, heard: Any, tmp_path: Path) -> None:
+    """Ten teacher versions, one command each: every one ends with a student of its own and nothing of the others'."""
+    project = worlds.easy(tmp_path / "p")
+    served = {outcome(project, tiny)["routing"][0][1]}
+    path = project.root / "distdata.toml"
+    plain = path.read_text().rstrip()
+    for version in range(2, 11):
+        path.write_text(f'{plain}\nversion = "{version}"\n')
+        done = run_cycle(Project.open(project.root), heard, heard, heard)
+        assert done.ended in ("promoted", "paged")
+        if done.ended == "promoted":
+            assert done.student_id not in served
+            served.add(done.student_id)
+    assert len(served) > 5
+    assert tiny.rebuilt_tables(project) == tiny.tables(project)
+
+
+def record(worlds: Any, heard: Any, root: Path, world: str) -> list[tuple[Any, ...]]:
+    """Return the boundaries that an uninterrupted run passes, in order."""
+    stops = Stops(lambda _: False)
+    with stops.there():
+        cycle(worlds.raw(root, **worlds.WORLDS[world]), heard, world)
+    return stops.seen
+
+
+def command(tiny: Any, project: Project, world: str) -> subprocess.Popen[str]:
+    line = tiny.command_line(project, "cycle", "--budget", BUDGETS[world])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def kill_once_there(tiny: Any, project: Project, world: str, there: Callable[[], bool], later_s: float) -> int:
+    """Start the command and kill it once `there` holds, `later_s` later; return 1, or 0 where it ended before."""
+    with command(tiny, project, world) as process:
+        while process.poll() is None and not there():
+            time.sleep(0.01)
+        time.sleep(later_s)
+        alive = process.poll() is None
+        process.send_signal(signal.SIGKILL)
+    return int(alive)
+
+
+def has_events(project: Project, n: int) -> Callable[[], bool]:
+    """Return a function that tells whether a project has written `n` events."""
+    return lambda: len(list(project.events_dir.glob("0*"))) >= n
+
+
+def finish(tiny: Any, project: Project, world: str) -> None:
+    """Run the command to its end, promoted or paged."""
+    with command(tiny, project, world) as process:
+        said = process.communicate()[0]
+    assert process.returncode in (0, 3), said

@@ -260,7 +260,7 @@ def catalog_facts(project: Project) -> dict[str, Any]:
                 """SELECT count(*) FILTER (d.sample_id IS NOT NULL), count(*) FILTER (purpose = 'byproduct'),
                     count(*) FILTER (purpose = 'clean'), count(*)
                 FROM samples s JOIN plans USING (plan_no)
-                LEFT JOIN (SELECT DISTINCT sample_id FROM drops) d USING (sample_id)"""
+                LEFT JOIN (SELECT DISTINCT sample_id FROM drops) d USING (sample_id) WHERE purpose <> 'student'"""
             )
         )
         short = store.first(con.execute("SELECT sum(deficit)::BIGINT FROM coverage"))

@@ -52,7 +52,7 @@ def loop_facts(project: Project, today: date, next_: str) -> dict[str, Any]:
     if gates:
         gate_id, student, split, verdict, _ = gates[0]
         parts = [f"{len(names)} {_COLOUR[said]}" for said, names in sorted(verdicts.items(), key=lambda v: v[0])]
-        facts["gate"] = f"{split} gate {gate_id} of student {student[:8]}: {verdict} ({', '.join(parts)})"
+        facts["gate"] = f"{gate_id} on {split} seeds of student {student[:8]}: {verdict} ({', '.join(parts)})"
         if verdicts.get("fail"):
             facts["red slices"] = _names(verdicts["fail"])
         if verdicts.get("undecided"):
@@ -63,7 +63,7 @@ def loop_facts(project: Project, today: date, next_: str) -> dict[str, Any]:
         student, stage, _, created = bulk[0]
         facts["promoted"] = f"student {student[:8]}: {stage}, {created[:10]}"
     if len(spent) > 1:
-        facts["spend by purpose"] = ", ".join(f"{purpose} {usd(amount)}" for purpose, amount in spent)
+        facts["spend on"] = ", ".join(f"{purpose} {usd(amount)}" for purpose, amount in spent)
     facts["next"] = _next(next_, bool(snapshot), n_students, gates, bool(causes), bulk)
     return facts
 

@@ -115,7 +115,7 @@ def _show_gate(done: Gate, as_json: bool) -> None:
 
     record = done.record
     head = (
-        f"{record.split} gate {record.gate_id}: student {record.student_id}, candidate {record.candidate} against "
+        f"gate {record.gate_id} on {record.split} seeds: student {record.student_id}, candidate {record.candidate} against "
         f"teacher {record.teacher_hash[:8]}, {record.n_draws:,} draws a side, alpha {record.alpha:.3g}"
     )
     data = {

@@ -18,7 +18,7 @@ tell() {
 run distdata init --preset driving-mini --project driving
 cd driving
 tell "A first corpus, bought as the fleet drives: clear days are frequent, rainy nights are rare."
-run distdata plan --budget 1000samples
+run distdata plan --budget 4000samples
 run distdata generate
 tell "The teacher's side of the gate, bought once for all students."
 run distdata plan --purpose gate
@@ -26,10 +26,11 @@ run distdata generate
 tell "A student, and the gate: slice by slice, student against teacher under the same noise."
 run distdata train
 run distdata gate || true   # exit code 3: not every slice is green
-tell "From here on by itself: why is a slice red? What lacks coverage is bought, the rest is not; then again."
-run distdata cycle || true
+tell "From here on by itself: red slices are explained and what lacks coverage is bought; green ones are confirmed on
+untouched seeds and promoted."
+run distdata cycle || true   # exit code 3: a person is needed, and the last line says why
 run distdata status
-run distdata sql "select slice, sum(kept) kept, round(sum(usd), 4) usd from coverage group by all order by kept" -f table
+run distdata sql "select slice, sum(kept)::int kept, round(sum(usd), 4) usd from coverage group by all order by kept" -f table
 run distdata sql "select slice, student_id, share, fallback, horizon_s from routing" -f table
 run distdata report --out ../report.html
 cd ..

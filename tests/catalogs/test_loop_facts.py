@@ -118,7 +118,7 @@ def test_red_slices_causes_and_what_follows(project: Project) -> None:
     student(project)
     gate(project, "g1", "gate", a="fail", b="pass", c="undecided")
     told = loop_facts(project, DAY, FINISHED)
-    assert told["gate"] == "gate gate g1 of student aa110000: fail (1 red, 1 green, 1 undecided)"
+    assert told["gate"] == "g1 on gate seeds of student aa110000: fail (1 red, 1 green, 1 undecided)"
     assert (told["red slices"], told["undecided"]) == ("a", "c")
     record_causes(project, "g1", [{"slice": "a", "cause": "coverage", "remedy": "buy", "evidence": []}])
     assert loop_facts(project, DAY, FINISHED)["causes"] == "1 coverage"

@@ -115,8 +115,8 @@ def _show_gate(done: Gate, as_json: bool) -> None:
 
     record = done.record
     head = (
-        f"gate {record.gate_id} on {record.split} seeds: student {record.student_id}, candidate {record.candidate} against "
-        f"teacher {record.teacher_hash[:8]}, {record.n_draws:,} draws a side, alpha {record.alpha:.3g}"
+        f"gate {record.gate_id} on {record.split} seeds: student {record.student_id}, candidate {record.candidate} "
+        f"against teacher {record.teacher_hash[:8]}, {record.n_draws:,} draws a side, alpha {record.alpha:.3g}"
     )
     data = {
         "gate": record.gate_id, "student": record.student_id, "split": record.split, "verdict": record.verdict,

@@ -35,7 +35,7 @@ AXIS_COLUMNS_TAKEN = frozenset([
     "number", "offset", "opened", "origin", "outcome", "params", "part", "pi", "pi_round", "plan_id", "plan_no",
     "planned", "policy", "position", "priority", "prn", "purpose", "reason", "rng_seed", "row", "sample_id",
     "scenario", "seed_id", "seeds", "sha256", "shard", "shard_bytes", "shard_digest", "shard_offset", "share", "size",
-    "slice", "source", "split", "stage", "state", "superseded_by", "target", "teacher", "teacher_hash",
+    "slice", "source", "split", "stage", "state", "student_id", "superseded_by", "target", "teacher", "teacher_hash",
     "teacher_version", "tries", "unit", "usd", "value", "value_position", "wall_s", "weight", "weight_sq_sum",
     "weight_sum",
 ])  # fmt: skip

@@ -122,7 +122,12 @@ WHERE event = (SELECT max(event) FROM routes)""",
     ]
 
 
+LOOP_VIEWS = ("gates_latest", "slice_verdicts", "lag", "routing")
+"""Views about slices as a whole, students and teachers: without axes."""
+LOOP_TABLES = ("releases", "snapshots", "students", "gates", "gate_rows", "causes", "promotions", "routes")
+"""Tables of the loop, likewise."""
+
 VIEW_NAMES = (
     "coverage", "coverage_by_purpose", "all_samples", "samples_wide", "student_samples", "samples_weighted",
-    "failed_attempts", "spend", "spend_by_cell", "seeds_wide", "gates_latest", "slice_verdicts", "lag", "routing",
+    "failed_attempts", "spend", "spend_by_cell", "seeds_wide", *LOOP_VIEWS,
 )  # fmt: skip

@@ -92,8 +92,10 @@ def _next(next_: str, snapshot: bool, n_students: int, gates: list[Any], causes:
         return "distdata gate"
     _, student, split, verdict, _ = gates[0]
     if verdict != "pass":
-        return "distdata refresh" if causes else "distdata diagnose"
+        return "distdata cycle" if causes or split == "confirm" else "distdata diagnose"
     if split == "gate":
         return "distdata gate --confirm"
     done = [p for p in promoted if p[0] == student]
+    if done and done[0][1] == "rollback":
+        return "distdata train: this student was rolled back"
     return FINISHED if done and done[0][1] == "bulk" else "distdata promote"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..catalogs.console import AsJson, DryRun, ProjectDir, emit, open_here, say, screen
+from ..catalogs.console import AsJson, ProjectDir, emit, open_here, say, screen
 from ..catalogs.errors import DistdataError
 
 if TYPE_CHECKING:
@@ -105,12 +105,12 @@ def gate(
     here = open_here(project)
     one = find_student(here, student, here.config.train.ship)
     done = gate_student(here, ShowProgress(), one, split="confirm" if confirm else "gate")
-    _show_gate(done, as_json)
+    _show_gate(done, here.config.gates.expected_difference, as_json)
     if done.record.verdict != "pass":
         raise typer.Exit(RED)
 
 
-def _show_gate(done: Gate, as_json: bool) -> None:
+def _show_gate(done: Gate, expected: float, as_json: bool) -> None:
     from ..catalogs.gate_table import gate_table
 
     record = done.record
@@ -122,10 +122,22 @@ def _show_gate(done: Gate, as_json: bool) -> None:
         "gate": record.gate_id, "student": record.student_id, "split": record.split, "verdict": record.verdict,
         "candidate": record.candidate, "alpha": record.alpha, "n_draws": record.n_draws, "rows": done.rows.to_dicts(),
     }  # fmt: skip
-    following = {"pass": "distdata promote" if record.split == "confirm" else "distdata gate --confirm"}
     lines = [head, "", gate_table(done.rows, **screen()), "", f"verdict: {record.verdict}",
-             f"Next: {following.get(record.verdict, 'distdata diagnose')}"]  # fmt: skip
+             f"Next: {_next(done, expected)}"]  # fmt: skip
     emit(as_json, data, lambda: "\n".join(lines))
+
+
+def _next(done: Gate, expected: float) -> str:
+    from .diagnosis import slices_to_explain
+
+    confirm, passed = done.record.split == "confirm", done.record.verdict == "pass"
+    if passed:
+        return "distdata promote" if confirm else "distdata gate --confirm"
+    if confirm:
+        return "a person looks: the student was green and is not confirmed. More data: distdata plan --budget ..."
+    if slices_to_explain(done, expected):
+        return "distdata diagnose"
+    return "no slice is far off: import more seeds, or distdata plan --purpose gate --budget ... for the next student"
 
 
 @loop_app.command()
@@ -160,7 +172,9 @@ def cause_lines(causes: Any) -> list[str]:
 @loop_app.command()
 def refresh(
     max_usd: Annotated[float | None, typer.Option("--max-usd", help="The most to spend.", min=0)] = None,
-    dry_run: DryRun = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Find the causes, which trains probes, and save no plan.")
+    ] = False,
     project: ProjectDir = Path(),
     as_json: AsJson = False,
 ) -> None:
@@ -171,25 +185,31 @@ def refresh(
     from .loop import refresh as plan_refresh
 
     here = open_here(project)
-    finding, growth, bought = plan_refresh(
+    done = plan_refresh(
         here, ShowProgress(), ShowTraining(), last_gate(here), max_usd=max_usd, dry_run=dry_run
-    )
-    lines = cause_lines(finding.causes)
-    data = _cause_data(finding.causes)
-    if growth is None or bought is None or not bought.plan.n_fresh:
-        lines.append("Nothing is bought: no red slice lacks coverage that its seeds could give.")
+    )  # fmt: skip
+    data, lines = _cause_data(done.finding.causes), cause_lines(done.finding.causes)
+    if done.growth is None or done.purchase is None:
+        lines.append("Nothing is bought: no red slice lacks coverage.")
     else:
-        lines += [f"{s.slice}: {s.n_have:,} -> {s.n_target:,} samples ({s.why})" for s in growth.slices]
-        verb = "would buy" if dry_run else "buys"
-        lines.append(
-            f"plan {bought.plan_id} {verb} {bought.plan.n_fresh:,} draws for ${bought.plan.usd:.4g}; every other slice "
-            "gets exactly 0."
-        )
-        if not dry_run:
-            lines.append("Next: distdata generate, distdata train, distdata gate (or all of it: distdata cycle)")
+        plan = done.purchase.plan
+        lines += [f"{s.slice}: {s.n_have:,} -> {s.n_target:,} samples ({s.why})" for s in done.growth.slices]
+        bought = f"{plan.n_fresh:,} draws for ${plan.usd:.4g}"
+        if done.saved:
+            lines += [
+                f"plan {done.purchase.plan_id} buys {bought}; every other slice gets exactly 0.",
+                "Next: distdata generate, distdata train, distdata gate (or all of it: distdata cycle)",
+            ]
+        elif not plan.n_fresh:
+            limit = "" if max_usd is None else f" or --max-usd {max_usd:g} allows none"
+            lines.append(f"Nothing is bought: these slices' seeds give no more draws{limit}.")
+        elif dry_run:
+            lines.append(f"Dry run: would buy {bought}; every other slice gets exactly 0. Nothing was saved.")
+        else:
+            lines.append(f"Nothing is bought: the least is {bought}, and --max-usd is {max_usd:g}.")
         data |= {
-            "plan": bought.plan_id, "n_draws": bought.plan.n_fresh, "usd": bought.plan.usd, "saved": not dry_run,
-            "slices": [{"slice": s.slice, "have": s.n_have, "target": s.n_target} for s in growth.slices],
+            "plan": done.purchase.plan_id, "n_draws": plan.n_fresh, "usd": plan.usd, "saved": done.saved,
+            "slices": [{"slice": s.slice, "have": s.n_have, "target": s.n_target} for s in done.growth.slices],
         }  # fmt: skip
     emit(as_json, data, lambda: "\n".join(lines))
 
@@ -248,7 +268,7 @@ def cycle(
         as_json,
         {"ended": done.ended, "reason": done.reason, "turns": done.turns, "usd": done.usd, "student": done.student_id,
          "story": done.story},
-        lambda: "\n".join(done.story),
+        lambda: f"{done.ended}: {done.reason}",
     )  # fmt: skip
     if done.exit_code:
         raise typer.Exit(done.exit_code)

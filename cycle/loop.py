@@ -20,6 +20,7 @@ from ..catalogs.loop_events import STAGES, StudentRecord, note_release, students
 from ..catalogs.plans import plan_frames, plan_in_force
 from ..catalogs.project import Project
 from ..generate.run import Reporter, generate
+from ..stratify.budget import parse_budget
 from ..stratify.growth import Growth, refresh_goals
 from ..train_min.job import TrainReporter
 from .diagnosis import Finding, diagnose, remedies, slices_to_explain
@@ -50,17 +51,28 @@ class CycleResult:
         return 0 if self.ended == "promoted" else PAGED
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Refresh:
+    """What a refresh found and planned: None where no slice lacks coverage. `saved`: the plan is in force now."""
+
+    finding: Finding
+    growth: Growth | None = None
+    purchase: Purchase | None = None
+    saved: bool = False
+
+
 def refresh(
     project: Project, reporter: Reporter, training: TrainReporter, gate: Gate, *, max_usd: float | None = None,
     dry_run: bool = False,
-) -> tuple[Finding, Growth | None, Purchase | None]:  # fmt: skip
+) -> Refresh:  # fmt: skip
     """Diagnose a gate's red slices and plan what those that lack coverage need; all other cells get exactly zero.
 
-    Without a slice that lacks coverage there is nothing to plan. The plan is saved, unless it is a `dry_run`.
+    Without a slice that lacks coverage there is nothing to plan. A plan that buys something for at most `max_usd` is
+    saved, unless it is a `dry_run`, which trains and gates the probes all the same: without them nothing is known.
     """
     finding = diagnose(project, reporter, training, gate)
     if not any(c.spends for c in finding.causes):
-        return finding, None, None
+        return Refresh(finding=finding)
     growth = _growth(project, finding, None)
     purchase = plan_purchase(project, budget=None, goals=growth.goals, dry_run=dry_run)
     if max_usd is not None and purchase.plan.usd > max_usd and purchase.plan.n_fresh:
@@ -68,9 +80,10 @@ def refresh(
         growth = _growth(project, finding, most)
         purchase = plan_purchase(project, budget=None, goals=growth.goals, dry_run=dry_run)
     affordable = max_usd is None or purchase.plan.usd <= max_usd
-    if not dry_run and purchase.plan.n_fresh and affordable:
+    saved = not dry_run and purchase.plan.n_fresh > 0 and affordable
+    if saved:
         save_purchase(project, purchase)
-    return finding, growth, purchase
+    return Refresh(finding=finding, growth=growth, purchase=purchase, saved=saved)
 
 
 def _growth(project: Project, finding: Finding, most: int | None) -> Growth:
@@ -169,12 +182,20 @@ class _Cycle:
     def _buy_first(self) -> None:
         """Make and run the first plans: training draws, and the teacher's side of the gate."""
         plan = plan_in_force(self._project, "train")
+        if self._budget is not None:
+            parse_budget(self._budget)  # a typing error is told even where the budget is not needed any more
         if plan is None or plan["teacher_hash"] != self._info.content_hash:
             budget = self._budget or (plan or {}).get("budget")
             if not budget:
                 raise DistdataError("cycle: how much for the first train plan? distdata cycle --budget 2000samples")
             self._buy("train", str(budget).partition(",")[0])
         else:  # what a stopped run left open comes first: gates are planned from the training draws
+            first = str(plan["budget"]).partition(",")[0]
+            if self._budget not in (None, first):
+                self._say(
+                    f"--budget {self._budget} changes nothing: it is for the first train plan, and plan "
+                    f"{plan['plan_id']} ({first}) is in force. More: distdata plan --budget {self._budget}"
+                )
             self._buy("train", None)
         self._buy("gate", None)
 
@@ -210,11 +231,12 @@ class _Cycle:
     def _remedy(self, gate: Gate) -> CycleResult | None:
         """Find out why slices are red and act on it; return how the cycle ends where a person is needed."""
         left = None if self._max_usd is None else max(self._max_usd - self._refresh_usd, 0.0)
-        finding, growth, purchase = refresh(self._project, self._reporter, self._training, gate, max_usd=left)
+        done = refresh(self._project, self._reporter, self._training, gate, max_usd=left)
+        finding, growth, purchase = done.finding, done.growth, done.purchase
         for cause in finding.causes:
             self._note(f"  {cause.slice}: {cause.cause}: {cause.remedy}")
         if growth is not None and purchase is not None and purchase.plan.n_fresh:
-            if left is not None and purchase.plan.usd > left:
+            if not done.saved and left is not None:
                 return self._page(f"the refresh needs ${purchase.plan.usd:.4g}, and --max-usd leaves ${left:.4g}")
             grown = ", ".join(f"{s.slice} +{s.n_target - s.n_have:,}" for s in growth.slices)
             self._refresh_usd += purchase.plan.usd

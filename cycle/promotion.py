@@ -171,7 +171,9 @@ def _last_gate(project: Project, student: StudentRecord, split: str) -> GateReco
             f"{student.student_id} ({student.precision}), another artefact. Gate it: distdata gate"
         )
     option = " --confirm" if split == "confirm" else ""
-    raise DistdataError(f"promote: student {student.student_id} has no {split} gate yet: distdata gate{option}")
+    raise DistdataError(
+        f"promote: student {student.student_id} was not gated on {split} seeds yet: distdata gate{option}"
+    )
 
 
 def _not_green(project: Project, record: GateRecord) -> str:

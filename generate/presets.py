@@ -21,7 +21,7 @@ _BUNDLED = {
     "driving": ("crossing", 24_000),
     "driving-mini": ("crossing", 6_000),
     "highway": ("highway", 12_000),
-    "language": ("markov", 6_400),
+    "language": ("markov", 32_000),
 }
 
 

@@ -175,7 +175,14 @@ def _check_settings(settings: Mapping[str, Any], facts: Facts) -> None:
             f"recipe capacity: sigma_min = {settings['sigma_min']:g} and sigma_max = {settings['sigma_max']:g}; "
             "noise levels must be above 0 and rise."
         )
-    for key, low in (("width", 1), ("depth", 0), ("sampler_steps", 2), ("sigma_spread", 0), ("dims_power", 0)):
+    for key, low in (
+        ("width", 1),
+        ("depth", 0),
+        ("sampler_steps", 2),
+        ("sigma_spread", 0),
+        ("dims_power", 0),
+        ("rho", 1),
+    ):
         if settings[key] < low:
             raise DistdataError(f"recipe capacity: {key} = {settings[key]}; it must be at least {low}.")
     missing = [m for m in OUTPUTS_MEMBERS if m not in facts.sample]

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from ..catalogs.errors import DistdataError
 from ..catalogs.hashing import token_uniforms
-from ..catalogs.protocol import Draw, Failure, Reproducible, Request, Teacher, TeacherInfo, TokenSpec, TokenTeacher
-from .checkpoint import load_weights, read_student, student_weights
+from ..catalogs.protocol import Draw, Failure, Request, Teacher, TeacherInfo, TokenSpec, TokenTeacher
+from .checkpoint import load_weights, student_weights
 from .language_learner import completion_logits, language_network, padded_completions
 from .quantise import INT8, dequantised
+from .served import served_header, served_info
 
 _SCORED_AT_ONCE = 64
 
@@ -50,28 +51,11 @@ class LanguageStudent:
     @functools.cached_property
     def header(self) -> Mapping[str, Any]:
         """Return ``student.json``; raises DistdataError where no whole language student is."""
-        header = read_student(self._folder)
-        if header is None:
-            raise DistdataError(f"{self._folder}: no student.json, so no finished student. Train one there first.")
-        if header["family"] != "causal_lm":
-            raise DistdataError(f"{self._folder}: a student of family {header['family']!r}, not of language.")
-        return header
+        return served_header(self._folder, ("causal_lm",), "language")
 
     def describe(self) -> TeacherInfo:
         """Say who this is: records as the teacher's, the artefact as the hash. Reads the files once, loads nothing."""
-        teacher, artefact = self._decoder.describe(), str(self.header["artefact"])
-        reproducible: Reproducible = "exact" if self._device == "cpu" else "tolerance"
-        return TeacherInfo(
-            id="student",
-            version=artefact[:8],
-            content_hash=artefact,
-            kind=teacher.kind,
-            usd_per_gpuh=self._usd_per_gpuh,
-            reproducible=reproducible if teacher.reproducible == "exact" else teacher.reproducible,
-            joint_batches=True,  # a batch is one matrix product: its company decides the last bits
-            members=teacher.members,
-            outcomes=teacher.outcomes,
-        )
+        return served_info(self.header, self._decoder.describe(), usd_per_gpuh=self._usd_per_gpuh, device=self._device)
 
     def load(self) -> None:
         """Load the network on first use; raises DistdataError when its vocabulary is not the teacher's."""

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..catalogs.errors import DistdataError
-from ..catalogs.protocol import Draw, Failure, LatentTeacher, Reproducible, Request, Teacher, TeacherInfo
-from .checkpoint import load_weights, read_student, student_weights
+from ..catalogs.protocol import Draw, Failure, LatentTeacher, Request, Teacher, TeacherInfo
+from .checkpoint import load_weights, student_weights
 from .quantise import dequantised
 from .sampler import heun, karras_levels
+from .served import served_header, served_info
 
 FAMILIES = ("denoiser", "regressor")
 
@@ -48,28 +49,11 @@ class LatentStudent:
     @functools.cached_property
     def header(self) -> Mapping[str, Any]:
         """Return ``student.json``; raises DistdataError where no whole student of latents is."""
-        header = read_student(self._folder)
-        if header is None:
-            raise DistdataError(f"{self._folder}: no student.json, so no finished student. Train one there first.")
-        if header["family"] not in FAMILIES:
-            raise DistdataError(f"{self._folder}: a student of family {header['family']!r}, not of latents.")
-        return header
+        return served_header(self._folder, FAMILIES, "latents")
 
     def describe(self) -> TeacherInfo:
         """Say who this is: records as the teacher's, the artefact as the hash. Reads the files once, loads nothing."""
-        teacher, artefact = self._decoder.describe(), str(self.header["artefact"])
-        reproducible: Reproducible = "exact" if self._device == "cpu" else "tolerance"
-        return TeacherInfo(
-            id="student",
-            version=artefact[:8],
-            content_hash=artefact,
-            kind=teacher.kind,
-            usd_per_gpuh=self._usd_per_gpuh,
-            reproducible=reproducible if teacher.reproducible == "exact" else teacher.reproducible,
-            joint_batches=True,  # a batch is one matrix product: its company decides the last bits
-            members=teacher.members,
-            outcomes=teacher.outcomes,
-        )
+        return served_info(self.header, self._decoder.describe(), usd_per_gpuh=self._usd_per_gpuh, device=self._device)
 
     def load(self) -> None:
         """Load network and decoder on first use; raises DistdataError for weights that aren't this network's."""

@@ -23,7 +23,6 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,9 +35,8 @@ from ...catalogs.errors import DistdataError
 from ...catalogs.hashing import bytes_hash, content_hash
 from ...catalogs.protocol import Draw, Failure, Member, MemberSpec, Request, TeacherInfo
 from .chain_states import known_warnings, record_states, state_members
+from .model_source import check_commit, folder_hash
 
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _KINDS = ("kd_pair", "ode", "rollout")
 _PICTURES = {"images": "image.npy", "frames": "frames.npy"}
 
@@ -90,7 +88,7 @@ class DiffusersTeacher:
             raise DistdataError(f"diffusers teacher: record_kind is {record_kind!r}; it can be {', '.join(_KINDS)}.")
         self._folder = Path(path).expanduser() if Path(path).expanduser().is_dir() else None
         if self._folder is None:
-            _check_hub(path, revision)
+            check_commit("diffusers teacher", path, revision)
         elif not (self._folder / "model_index.json").is_file():
             raise DistdataError(
                 f"{path}: no model_index.json, so no diffusers pipeline. Save one with save_pretrained."
@@ -110,7 +108,7 @@ class DiffusersTeacher:
     def _content_hash(self) -> str:
         return content_hash(
             {
-                "source": _folder_hash(self._folder) if self._folder else [self._path, self._revision],
+                "source": folder_hash(self._folder) if self._folder else [self._path, self._revision],
                 "class": _class_hash(self._class_path) if self._class_path else None,
                 "call": [self._steps, self._guidance, self._prompt_key, self._given_inputs, self._call],
                 "record": [self._kind, self._device, self._dtype],
@@ -399,17 +397,6 @@ def _call_parameters(pipeline: Any) -> set[str]:
     return set(inspect.signature(type(pipeline).__call__).parameters) - {"self"}
 
 
-def _check_hub(path: str, revision: str | None) -> None:
-    if not _HUB_ID.match(path):
-        raise DistdataError(f"diffusers teacher: {path!r} is no folder here, and no hub id like 'org/name' either.")
-    if revision is None or not _COMMIT.match(revision):
-        given = "none was given" if revision is None else f"{revision!r} could move"
-        raise DistdataError(
-            f"diffusers teacher: hub id {path!r} needs revision = the commit to use, 40 hex digits; {given}. "
-            f"`python -c \"import huggingface_hub as h; print(h.model_info('{path}').sha)\"` prints today's."
-        )
-
-
 def _member_spec(name: str, spec: Any) -> MemberSpec:
     if isinstance(spec, MemberSpec):
         return spec
@@ -420,20 +407,6 @@ def _member_spec(name: str, spec: Any) -> MemberSpec:
         raise DistdataError(
             f"diffusers teacher: members[{name!r}] = {spec!r}: write {{ dtype = 'uint8', shape = [64, 64, 3] }} ({e})."
         ) from e
-
-
-def _folder_hash(folder: Path) -> str:
-    def chunks() -> Iterator[bytes]:
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            name = file.relative_to(folder)
-            if name.name == "README.md" or any(part.startswith((".", "__")) for part in name.parts):
-                continue
-            yield f"\x00{name.as_posix()}\x00{file.stat().st_size}\x00".encode()
-            with open(file, "rb") as f:
-                while block := f.read(1 << 20):
-                    yield block
-
-    return bytes_hash(chunks())
 
 
 def _class_hash(path: str) -> list[str]:

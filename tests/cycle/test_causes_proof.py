@@ -300,7 +300,8 @@ def run_planted(root: Path, kind: str, seed: int) -> Told:
     causes: dict[str, str] = {}
     said: list[str] = []
     while off and turns < MOST_TURNS:
-        finding, _, bought = refresh(project, Silent(), Quiet(), after)
+        done = refresh(project, Silent(), Quiet(), after)
+        finding, bought = done.finding, done.purchase
         found = {c.slice: str(c.cause) for c in finding.causes}
         if any(found[name] != causes.get(name) for name in set(found) & set(causes)):
             break  # another remedy than the one that was named first

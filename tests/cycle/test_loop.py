@@ -93,11 +93,13 @@ def test_a_refresh_stays_within_its_dollars(worlds: Any, heard: Any, tmp_path: P
     """With less money than wanted it buys what that pays for; with too little nothing, and a person is called."""
     project, _ = worlds.explained(tmp_path / "p")
     gate, before = last_gate(project), state(project)
-    _, growth, wanted = refresh(project, heard, heard, gate, dry_run=True)
+    done = refresh(project, heard, heard, gate, dry_run=True)
+    growth, wanted = done.growth, done.purchase
+    assert not done.saved
     assert growth is not None
     assert wanted is not None
     assert wanted.plan.usd > 0.1
-    _, _, some = refresh(project, heard, heard, gate, max_usd=0.1, dry_run=True)
+    some = refresh(project, heard, heard, gate, max_usd=0.1, dry_run=True).purchase
     assert some is not None
     assert 0 < some.plan.usd <= 0.1
     assert state(project) == before

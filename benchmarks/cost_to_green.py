@@ -1,14 +1,15 @@
 """What each way of buying costs until every slice is truly inside its band, on the crossing world.
 
-Five policies on the same world, teacher, student and gates: `fleet`, `uniform` and `gate` buy a corpus in one go and
-are tried at corpora that double; `gate + refresh` starts with the smallest and lets gates and diagnoses say what to
-add; `oracle` sees the truth of every slice after each training and adds a half to those outside. A run ends where the
-truth says so (see `green_world.GreenWorld.truth`), not where a gate does; one that never gets there is shown as
-censored. The teacher's gate draws are charged to all alike. World, fleet shares and bands are those of the driving
-preset.
+Five policies on the same world, teacher, student and gates: `fleet`, `uniform` and `gate` buy a corpus in one go, the
+smallest of a ladder of corpora (each 1.41 times the one before) that is green, found by bisection; `gate + refresh`
+starts with the smallest and lets gates and diagnoses say what to add; `oracle` starts there too, sees the truth of
+every slice after each training and adds a half to those outside. A run ends where the truth says so (see
+`green_world.GreenWorld.green`), not where a gate does; one that never gets there is shown as censored. The teacher's
+gate draws are charged to all alike. World, fleet shares and bands are those of the driving preset.
 
 SIZE=small runs the code path in minutes on students that are too small to learn: its figure means nothing.
-DEVICE=cuda trains on a GPU.
+DEVICE=cuda trains on a GPU. JOBS=2 runs so many repetitions side by side. RUNS=FILE keeps what is finished there, a
+JSON object a line, and does not run it again: the whole of it takes hours.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -40,13 +44,14 @@ POLICIES = ("fleet", "uniform", "gate")
 BAR = 5.0
 PICTURE = Path(__file__).parents[1] / "docs" / "cost_to_green.svg"
 BIG = Size(
-    n_seeds=60_000, n_truth_seeds=16_560, n_truth_draws=200_000, k_gate=8, first_corpus=2_500, doublings=7,
-    repetitions=5, settings={"steps": 4_000, "width": 256},
+    n_seeds=60_000, n_truth_seeds=16_560, n_truth_draws=200_000, k_gate=4, first_corpus=2_500, rungs=13,
+    repetitions=5, settings={"width": 96, "sampler_steps": 16},
 )  # fmt: skip
 SMALL = Size(
-    n_seeds=9_000, n_truth_seeds=2_760, n_truth_draws=2_760, k_gate=2, first_corpus=600, doublings=1, repetitions=1,
+    n_seeds=9_000, n_truth_seeds=2_760, n_truth_draws=2_760, k_gate=2, first_corpus=600, rungs=2, repetitions=1,
     settings={"steps": 20, "width": 32, "depth": 1, "sampler_steps": 4, "batch": 64},
 )  # fmt: skip
+RUNG = 2**0.5
 OFF = 0.5
 """Slices are explained that failed, or that are undecided beyond so many bands, as `distdata diagnose` does."""
 MAX_TURNS = 12
@@ -66,15 +71,11 @@ class Corpus:
 
 def main() -> None:
     size = SMALL if small() else BIG
-    runs: dict[str, list[Run]] = {name: [] for name in (*POLICIES, "gate + refresh", "oracle")}
-    for repetition in range(size.repetitions):
-        with tempfile.TemporaryDirectory() as folder:
-            world = GreenWorld(Path(folder), size, repetition)
-            for name, run in _runs(world):
+    runs: dict[str, list[Run]] = {name: [] for name in RUNS_OF}
+    with ProcessPoolExecutor(max_workers=int(os.environ.get("JOBS", "1"))) as pool:
+        for found in pool.map(_repetition, [size] * size.repetitions, range(size.repetitions)):
+            for name, run in found.items():
                 runs[name].append(run)
-                print(
-                    json.dumps({"repetition": repetition, "policy": name, "usd": run[0], "green": run[1]}), flush=True
-                )
     picture = green_picture(runs, "Cost to green on the crossing world")
     if not small():
         PICTURE.write_text(picture, encoding="utf-8")
@@ -96,6 +97,30 @@ def main() -> None:
     )  # fmt: skip
 
 
+def _repetition(size: Size, repetition: int) -> dict[str, Run]:
+    """Return every policy's run in one repetition's world; those that `RUNS` holds are read."""
+    known = {(r["repetition"], r["policy"]): (r["usd"], r["green"]) for r in _kept() if r["size"] == repr(size)}
+    found = {name: known.get((repetition, name)) for name in RUNS_OF}
+    with tempfile.TemporaryDirectory() as folder:
+        world = GreenWorld(Path(folder), size, repetition)
+        for name, run in RUNS_OF.items():
+            if found[name] is None:
+                found[name] = usd, green = run(world)
+                _keep({"repetition": repetition, "policy": name, "usd": usd, "green": green}, size)
+    return {name: run for name, run in found.items() if run is not None}
+
+
+def _kept() -> list[dict[str, Any]]:
+    path = Path(os.environ.get("RUNS", os.devnull))
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _keep(run: dict[str, Any], size: Size) -> None:
+    print(json.dumps(run), flush=True)
+    with Path(os.environ.get("RUNS", os.devnull)).open("a") as f:
+        f.write(json.dumps({**run, "size": repr(size)}) + "\n")
+
+
 def _met(runs: dict[str, list[Run]]) -> bool:
     """Tell whether all three bars hold in the medians; a policy that never got there has spent at least its last."""
     ours, oracle = median_run(runs["gate + refresh"]), median_run(runs["oracle"])
@@ -103,13 +128,6 @@ def _met(runs: dict[str, list[Run]]) -> bool:
         return False
     least = {name: median_run(runs[name]) or min(amount for amount, _ in runs[name]) for name in ("fleet", "uniform")}
     return BAR * ours <= least["fleet"] and ours < least["uniform"] and ours <= 1.5 * oracle
-
-
-def _runs(world: GreenWorld) -> Iterator[tuple[str, Run]]:
-    for policy in POLICIES:
-        yield policy, _one_go(world, policy)
-    yield "gate + refresh", _with_refresh(world)
-    yield "oracle", _with_oracle(world)
 
 
 def _rates(world: GreenWorld) -> Rates:
@@ -146,14 +164,23 @@ def _keys(plan: Plan) -> pl.DataFrame:
 
 
 def _one_go(world: GreenWorld, policy: str) -> Run:
-    """Buy corpora that double until one is green; what is paid for is the last alone."""
-    usd = 0.0
-    for i in range(world.size.doublings + 1):
-        corpus = _first(world, policy, world.size.first_corpus * 2**i)
-        usd = corpus.usd + _gate_usd(world)
-        if _green(world, _train(world, corpus, f"{policy}-{i}")):
-            return usd, True
-    return usd, False
+    """Find the smallest corpus of the ladder that is green, by bisection; what is paid for is that one alone.
+
+    More data seldom does harm, so that a ladder is red below a rung and green from it on, but for training noise.
+    """
+
+    def at(rung: int) -> Run:
+        corpus = _first(world, policy, round(world.size.first_corpus * RUNG**rung))
+        return corpus.usd + _gate_usd(world), world.green(_train(world, corpus, f"{policy}-{rung}"))
+
+    low, high = -1, world.size.rungs - 1
+    best = at(high)
+    while best[1] and high - low > 1:
+        middle = (low + high) // 2
+        found = at(middle)
+        print(json.dumps({"policy": policy, "rung": middle, "usd": found[0], "green": found[1]}), flush=True)
+        low, high, best = (low, middle, found) if found[1] else (middle, high, best)
+    return best
 
 
 def _train(world: GreenWorld, corpus: Corpus, name: str) -> Sampler:
@@ -162,14 +189,10 @@ def _train(world: GreenWorld, corpus: Corpus, name: str) -> Sampler:
     return world.student(frame, name, seed=0, widen=corpus.widen)
 
 
-def _green(world: GreenWorld, sample: Sampler) -> bool:
-    return max(world.truth(sample).values()) <= 1
-
-
 def _with_oracle(world: GreenWorld) -> Run:
     """Start from the floor, see the truth after each training, and add a half to every slice that is outside."""
     corpus = _first(world, "gate", world.size.first_corpus)
-    limit = world.size.first_corpus * 2**world.size.doublings
+    limit = world.size.first_corpus * RUNG ** (world.size.rungs - 1)
     for turn in range(3 * MAX_TURNS):
         scores = world.truth(_train(world, corpus, f"oracle-{turn}"))
         red = [name for name, score in scores.items() if score > 1]
@@ -207,7 +230,7 @@ def _with_refresh(world: GreenWorld) -> Run:
     for turn in range(MAX_TURNS):
         name = f"refresh-{turn}"
         sample = _train(world, corpus, name)
-        if _green(world, sample):
+        if world.green(sample):
             return corpus.usd + _gate_usd(world), True
         gate = _judge(world, sample, turn + 1)
         red = _to_explain(gate)
@@ -233,21 +256,21 @@ def _turn(world: GreenWorld, corpus: Corpus, gate: GateResult, red: list[str], n
     frame = world.frame(corpus.draws)
     base = weighted_up(frame, corpus.up) if corpus.up else frame
 
-    def probe(what: str, of: pl.DataFrame, seed: int, widen: int) -> GateResult:
+    def probe(what: str, of: pl.DataFrame, seed: int, widen: int, everywhere: bool = False) -> GateResult:
         sample = world.student(of, f"{name}-{what}-{seed}", seed=seed, widen=widen)
-        return _judge(world, sample, gate.candidate, red)
+        return _judge(world, sample, gate.candidate, None if everywhere else red)
 
     full = [gate, probe("full", base, 1, corpus.widen)]
-    half, quarter = (
-        [probe(what, thinned(base, red, share, salt=str(seed)), seed, corpus.widen) for seed in (0, 1)]
-        for what, share in (("half", 0.5), ("quarter", 0.25))
-    )
-    up = [probe("up", weighted_up(base, red), 0, corpus.widen)]
+    quarter = [probe("quarter", thinned(base, red, 0.25, salt=str(seed)), seed, corpus.widen) for seed in (0, 1)]
+    up = [probe("up", weighted_up(base, red), 0, corpus.widen, everywhere=True)]
+    harmed = tuple(sorted(_said(gate, "pass") & _said(up[0], "fail")))
     wider = [probe("wider", base, 0, 2 * corpus.widen)]
     kept = dict(frame.group_by("slice").len().iter_rows())
     found = find_causes([
-        Evidence(slice=s, n_kept=kept.get(s, 0), full=_trial(full, s), half=_trial(half, s), quarter=_trial(quarter, s),
-                 up_weighted=_trial(up, s), wider=_trial(wider, s)) for s in red
+        Evidence(
+            slice=s, n_kept=kept.get(s, 0), full=_trial(full, s), quarter=_trial(quarter, s),
+            up_weighted=_trial(up, s), wider=_trial(wider, s), harmed=harmed,
+        ) for s in red
     ])  # fmt: skip
     causes = {c.slice: c.cause for c in found.causes}
     print(json.dumps({"turn": name, "n_draws": corpus.draws.height, "causes": causes}), flush=True)
@@ -265,6 +288,10 @@ def _goals(world: GreenWorld, corpus: Corpus, causes: tuple[object, ...], curves
     return refresh_goals(cells, have, causes, curves).goals  # type: ignore[arg-type]
 
 
+def _said(gate: GateResult, verdict: str) -> set[str]:
+    return set(gate.slices.filter(pl.col("verdict") == verdict)["slice"])
+
+
 def _trial(results: list[GateResult], name: str) -> Trial:
     scores: list[float] = []
     verdicts: list[Verdict] = []
@@ -275,6 +302,11 @@ def _trial(results: list[GateResult], name: str) -> Trial:
             verdicts.append(result.slices.filter(pl.col("slice") == name)["verdict"][0])
     return Trial(scores=tuple(scores), verdicts=tuple(verdicts))
 
+
+RUNS_OF: Mapping[str, Callable[[GreenWorld], Run]] = {
+    **{policy: partial(_one_go, policy=policy) for policy in POLICIES}, "gate + refresh": _with_refresh,
+    "oracle": _with_oracle,
+}  # fmt: skip
 
 if os.environ.get("OMP_NUM_THREADS") is None:  # one thread: many small products, and other work beside them
     os.environ["OMP_NUM_THREADS"] = "1"

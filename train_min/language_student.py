@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..catalogs.errors import DistdataError
 from ..catalogs.hashing import token_uniforms
+from ..catalogs.kv_cache import cache_name
 from ..catalogs.protocol import Draw, Failure, Request, Teacher, TeacherInfo, TokenSpec, TokenTeacher
 from .checkpoint import load_weights, student_weights
 from .language_learner import completion_logits, language_network, padded_completions
@@ -135,7 +136,7 @@ def complete(
     chosen: list[NDArray[np.int64]] = []
     chances: list[NDArray[np.float64]] = []
     alive = np.ones(len(prompts), np.bool_)
-    cache = DynamicCache(config=network.config)
+    kept = {cache_name(network.model): DynamicCache(config=network.config)}
     seen = torch.from_numpy((places >= 0).astype(np.int64)).to(device)
     with torch.inference_mode():
         for t in range(spec.max_new_tokens):
@@ -143,8 +144,8 @@ def complete(
                 input_ids=torch.from_numpy(ids).to(device),
                 attention_mask=seen,
                 position_ids=torch.from_numpy(np.maximum(places, 0)).to(device),
-                past_key_values=cache,
                 use_cache=True,
+                **kept,
             ).last_hidden_state
             log_p = network.lm_head(hidden[:, -1]).double().log_softmax(-1).cpu().numpy()
             token = _inverse_transform(_choice(log_p, temperature, top_p), uniforms[:, t])

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ...catalogs.errors import DistdataError
 from ...catalogs.hashing import bytes_hash, content_hash, token_uniforms
+from ...catalogs.kv_cache import cache_name, keeps_keys
 from ...catalogs.protocol import Draw, Failure, Request, TeacherInfo, TokenSpec
 from .model_source import check_commit, folder_hash
 from .python import load_object
@@ -238,17 +239,16 @@ class TransformersTeacher:
         logs: list[list[float]] = [[] for _ in requests]
         model, ends, alive = self.load(), set(self._about.ends), np.ones(len(requests), bool)
         ids, mask = (torch.from_numpy(a).to(self._device) for a in _padded(prompts, left=True))
+        name = cache_name(model)
         past: Any = None
         with torch.inference_mode():
             for t in range(self._max_new_tokens):
                 position = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-                out = model(
-                    input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=past, use_cache=True
-                )
-                past, laws = getattr(out, "past_key_values", None), _log_laws(out.logits[:, -1])
-                if past is None:
-                    name = type(model).__name__
-                    raise DistdataError(f"{self._path}: {name} keeps no cache of keys and values, as is needed here.")
+                out = model(input_ids=ids, attention_mask=mask, position_ids=position, use_cache=True, **{name: past})
+                past, laws = getattr(out, name, None), _log_laws(out.logits[:, -1])
+                if not keeps_keys(past):
+                    kind = type(model).__name__
+                    raise DistdataError(f"{self._path}: {kind} keeps no cache of keys and values, as is needed here.")
                 chosen = np.zeros(len(requests), np.int64)
                 for b in np.flatnonzero(alive):
                     recorders[b].add(laws[b : b + 1])

@@ -39,6 +39,8 @@ Floats = NDArray[np.float64]
 PRESET = Path(__file__).parents[1] / "generate" / "presets" / "driving.toml"
 HEADER = {"snapshot_id": "cost-to-green", "teacher": {"id": "crossing", "version": "1", "content_hash": "crossing"}}
 _BATCH = 4096
+HELD_OUT, MIN_GROUPS = 0.1, 20
+"""Share of the drives that is held out for gates, and as much for confirming; the fewest drives of a slice's gate."""
 Sampler = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 """Conditions [B, C] and noise [B, 3, 2, 24] to finished latents."""
 
@@ -99,10 +101,9 @@ class GreenWorld:
         self.salt = f"green-{repetition}"
         self.cells = build_cells(self.config, {}, {}, PRESET.parent)
         self.seeds = _Seeds(size.n_seeds, self.salt, self.cells)
-        held = self.config.splits
         splits = assign_splits(
             self.seeds.table.select("slice", "grp"), pl.DataFrame(schema={"grp": pl.String, "split": pl.String}),
-            gate=held.gate, confirm=held.confirm, min_groups=held.min_groups, salt=self.salt,
+            gate=HELD_OUT, confirm=HELD_OUT, min_groups=MIN_GROUPS, salt=self.salt,
         )  # fmt: skip
         prn = unit_intervals("prn", self.salt, self.seeds.table["seed_id"].to_list())
         self.candidates = self.seeds.table.join(splits, on="grp", maintain_order="left").select(

@@ -268,7 +268,7 @@ def cycle(
         as_json,
         {"ended": done.ended, "reason": done.reason, "turns": done.turns, "usd": done.usd, "student": done.student_id,
          "story": done.story},
-        lambda: f"{done.ended}: {done.reason}",
+        lambda: f"{'promoted' if done.ended == 'promoted' else 'a person is needed'}: {done.reason}",
     )  # fmt: skip
     if done.exit_code:
         raise typer.Exit(done.exit_code)

@@ -88,7 +88,7 @@ def test_every_station_names_its_next_command(project: Project) -> None:
     gate(project, "g1", "gate", a="fail", b="pass")
     assert following() == "distdata diagnose"
     record_causes(project, "g1", [{"slice": "a", "cause": "coverage", "remedy": "buy", "evidence": []}])
-    assert following() == "distdata refresh"
+    assert following() == "distdata cycle"
     gate(project, "g2", "gate", a="pass", b="pass")
     assert following() == "distdata gate --confirm"
     gate(project, "g3", "confirm", a="pass", b="pass")

@@ -113,7 +113,9 @@ def test_only_green_and_confirmed(project: Project, split: str, said: str | None
         if s != split or said is not None:
             add_gate(project, "one", s, {**GREEN, "night,wet": said or "pass"} if s == split else GREEN)
     words = (
-        f"has no {split} gate yet: distdata gate" if said is None else rf"the {split} gate g\d of student one is {said}"
+        f"was not gated on {split} seeds yet: distdata gate"
+        if said is None
+        else rf"the {split} gate g\d of student one is {said}"
     )
     with pytest.raises(DistdataError, match=words):
         promote(project)

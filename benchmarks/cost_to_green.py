@@ -173,13 +173,15 @@ def _one_go(world: GreenWorld, policy: str) -> Run:
         corpus = _first(world, policy, round(world.size.first_corpus * RUNG**rung))
         return corpus.usd + _gate_usd(world), world.green(_train(world, corpus, f"{policy}-{rung}"))
 
-    low, high = -1, world.size.rungs - 1
-    best = at(high)
-    while best[1] and high - low > 1:
+    low, high = -1, world.size.rungs  # the ladder's end stands for none of its rungs
+    best = None
+    while high - low > 1:
         middle = (low + high) // 2
         found = at(middle)
         print(json.dumps({"policy": policy, "rung": middle, "usd": found[0], "green": found[1]}), flush=True)
-        low, high, best = (low, middle, found) if found[1] else (middle, high, best)
+        low, high = (low, middle) if found[1] else (middle, high)
+        best = found if found[1] or best is None or not best[1] else best
+    assert best is not None, "a ladder has a rung"
     return best
 
 

@@ -182,6 +182,7 @@ def refresh(
     from ..generate.progress import ShowProgress
     from ..train_min.curves import ShowTraining
     from .diagnosis import last_gate
+    from .loop import fleet_words
     from .loop import refresh as plan_refresh
 
     here = open_here(project)
@@ -197,7 +198,7 @@ def refresh(
         bought = f"{plan.n_fresh:,} draws for ${plan.usd:.4g}"
         if done.saved:
             lines += [
-                f"plan {done.purchase.plan_id} buys {bought}; every other slice gets exactly 0.",
+                f"plan {done.purchase.plan_id} buys {bought}; every other slice gets exactly 0{fleet_words(done)}.",
                 "Next: distdata generate, distdata train, distdata gate (or all of it: distdata cycle)",
             ]
         elif not plan.n_fresh:
@@ -209,6 +210,7 @@ def refresh(
             lines.append(f"Nothing is bought: the least is {bought}, and --max-usd is {max_usd:g}.")
         data |= {
             "plan": done.purchase.plan_id, "n_draws": plan.n_fresh, "usd": plan.usd, "saved": done.saved,
+            "n_as_fleet": done.n_as_fleet,
             "slices": [{"slice": s.slice, "have": s.n_have, "target": s.n_target} for s in done.growth.slices],
         }  # fmt: skip
     emit(as_json, data, lambda: "\n".join(lines))

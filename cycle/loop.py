@@ -21,7 +21,7 @@ from ..catalogs.plans import plan_frames, plan_in_force
 from ..catalogs.project import Project
 from ..generate.run import Reporter, generate
 from ..stratify.budget import parse_budget
-from ..stratify.growth import Growth, refresh_goals
+from ..stratify.growth import Growth, as_the_fleet, refresh_goals
 from ..train_min.job import TrainReporter
 from .diagnosis import Finding, diagnose, remedies, slices_to_explain
 from .gating import Gate, gate_student
@@ -53,12 +53,17 @@ class CycleResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Refresh:
-    """What a refresh found and planned: None where no slice lacks coverage. `saved`: the plan is in force now."""
+    """What a refresh found and planned: None where no slice lacks coverage.
+
+    `saved`: the plan is in force now. `n_as_fleet`: draws that would have brought these slices as many samples had they
+    been dealt as the fleet drives; None where nothing grows.
+    """
 
     finding: Finding
     growth: Growth | None = None
     purchase: Purchase | None = None
     saved: bool = False
+    n_as_fleet: int | None = None
 
 
 def refresh(
@@ -83,7 +88,15 @@ def refresh(
     saved = not dry_run and purchase.plan.n_fresh > 0 and affordable
     if saved:
         save_purchase(project, purchase)
-    return Refresh(finding=finding, growth=growth, purchase=purchase, saved=saved)
+    return Refresh(
+        finding=finding, growth=growth, purchase=purchase, saved=saved,
+        n_as_fleet=as_the_fleet(growth, _fleet_shares(project)),
+    )  # fmt: skip
+
+
+def _fleet_shares(project: Project) -> dict[str, float]:
+    with store.read(project.catalog_path) as con:
+        return dict(con.execute("SELECT slice, sum(fleet_share) FROM cells WHERE feasible GROUP BY 1").fetchall())
 
 
 def _growth(project: Project, finding: Finding, most: int | None) -> Growth:
@@ -240,7 +253,10 @@ class _Cycle:
                 return self._page(f"the refresh needs ${purchase.plan.usd:.4g}, and --max-usd leaves ${left:.4g}")
             grown = ", ".join(f"{s.slice} +{s.n_target - s.n_have:,}" for s in growth.slices)
             self._refresh_usd += purchase.plan.usd
-            self._note(f"  refresh {purchase.plan_id} buys {purchase.plan.n_fresh:,} draws: {grown}; nothing elsewhere")
+            self._note(
+                f"  refresh {purchase.plan_id} buys {purchase.plan.n_fresh:,} draws: {grown}; nothing elsewhere"
+                f"{fleet_words(done)}"
+            )
             return None
         if any(c.cause in ("weighting", "capacity") for c in finding.causes):
             return None
@@ -266,12 +282,14 @@ class _Cycle:
 
     def _too_few(self, gate: Gate) -> str:
         open_ = gate.rows.filter(pl.col("verdict") == "undecided")
+        looks = self._project.config.gates.looks
+        later = "" if looks > 1 else "; they count for the next student, as [gates] looks = 1 judges each once"
         wanted = open_["needed_draws"].drop_nulls().to_list()
         more = f"; the most that one wants is {max(wanted):,} draws" if wanted else ""
         return (
             f"{open_['slice'].n_unique()} slices stay undecided ({_some(gate.undecided)}) though no estimate is far "
-            f"off: the gate has too few draws{more}. Import more seeds, or buy more draws of those there are: "
-            "distdata plan --purpose gate --budget ..."
+            f"off: the gate has too few draws{more}. Import more seeds, or buy more draws of those there are (distdata "
+            f"plan --purpose gate --budget ...){later}."
         )
 
     def _page(self, reason: str) -> CycleResult:
@@ -284,6 +302,13 @@ class _Cycle:
         if how == "promoted":
             self._note(reason)
         return self._result
+
+
+def fleet_words(done: Refresh) -> str:
+    """Say what a refresh saves: the draws that the fleet's own mix would have taken for the same samples."""
+    if done.n_as_fleet is None or done.purchase is None:
+        return ""
+    return f" (dealt as the fleet drives, {done.n_as_fleet:,} draws would have brought these slices as many)"
 
 
 def gate_words(gate: Gate) -> str:

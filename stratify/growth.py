@@ -100,6 +100,22 @@ def refresh_goals(
     return Growth(goals=goals, slices=tuple(grown))
 
 
+def as_the_fleet(growth: Growth, fleet: Mapping[str, float]) -> int | None:
+    """Return how many draws, dealt as the fleet meets its slices, bring every growing slice what it gets here.
+
+    That is what a refresh saves one from: the largest of (samples to add) / (share of the fleet).
+
+    - `fleet`: each slice's share of the fleet, in [0, 1].
+
+    None where nothing grows, or the fleet never meets a slice that does.
+    """
+    grown = [s for s in growth.slices if s.n_target > s.n_have]
+    shares = [fleet.get(s.slice, 0.0) for s in grown]
+    if not grown or not all(shares):
+        return None
+    return max(math.ceil((s.n_target - s.n_have) / share) for s, share in zip(grown, shares, strict=True))
+
+
 def _cells_of(cells: pl.DataFrame, name: str) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] = ((cells["slice"] == name) & cells["feasible"]).to_numpy()
     if not found.any():

@@ -107,6 +107,42 @@ def test_three_stops_and_a_kill_change_nothing(worlds: Any, tiny: Any, heard: An
     tiny.assert_tidy(project)
 
 
+AMID = [
+    ("loop", "gate_student", 1, "after"),
+    pytest.param(("loop", "save_purchase", 1, "after"), marks=pytest.mark.prove),
+    pytest.param(("loop", "save_purchase", 2, "before"), marks=pytest.mark.prove),
+    pytest.param(("loop", "train_student", 1, "before"), marks=pytest.mark.prove),
+    pytest.param(("loop", "train_student", 1, "after"), marks=pytest.mark.prove),
+    pytest.param(("loop", "gate_student", 2, "before"), marks=pytest.mark.prove),
+    pytest.param(("loop", "gate_student", 2, "after"), marks=pytest.mark.prove),
+    pytest.param(("loop", "promote", 1, "after"), marks=pytest.mark.prove),
+]
+
+
+@pytest.mark.parametrize("boundary", AMID, ids=lambda b: "-".join(map(str, b[1:])))
+def test_a_release_amid_a_cycle_meets_no_old_student(
+    boundary: tuple[Any, ...], worlds: Any, heard: Any, tiny: Any, tmp_path: Path
+) -> None:
+    """A teacher version that comes out while a cycle is stopped gets draws, a student and gates, all of its own.
+
+    No gate ever compares one version's student with another's draws, and what the old version's gates said promotes
+    nothing once the new one is there.
+    """
+    project = worlds.raw(tmp_path / "p", **worlds.WORLDS["easy"])
+    stop(project, heard, "easy", boundary)
+    promoted = tiny.sql(project, "SELECT student_id, stage FROM promotions ORDER BY event")
+    new = worlds.new_teacher(project, released="2026-01-05")
+    done = run_cycle(new, heard, heard, heard, budget=BUDGETS["easy"])
+    assert done.ended == "promoted", done.reason
+    foreign = "SELECT gate_id FROM gates g JOIN students s USING (student_id) WHERE g.teacher_hash <> s.teacher_hash"
+    assert tiny.sql(new, foreign) == []
+    (info,) = tiny.sql(new, f"SELECT teacher_hash FROM students WHERE student_id = '{done.student_id}'")
+    mine = tiny.sql(new, f"SELECT split, candidate FROM gates WHERE teacher_hash = '{info[0]}' ORDER BY gate_no")
+    assert mine == [("gate", 1), ("confirm", 1)]
+    later = tiny.sql(new, "SELECT student_id, stage FROM promotions ORDER BY event")[len(promoted) :]
+    assert {student for student, _ in later} == {done.student_id}
+
+
 @pytest.mark.prove
 def test_every_boundary_alone(worlds: Any, tiny: Any, heard: Any, tmp_path: Path) -> None:
     """Stopped at one boundary of the easy cycle, for each there is, it comes to the same end."""

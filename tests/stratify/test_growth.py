@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from distdata.catalogs.errors import DistdataError
 from distdata.stratify.causes import REMEDIES, Cause, CauseName
-from distdata.stratify.growth import refresh_goals
+from distdata.stratify.growth import as_the_fleet, refresh_goals
 from distdata.stratify.learning_curves import Curves, fit_curves
 from distdata.stratify.plan import make_plan
 from distdata.stratify.request import PlanRequest, Rates
@@ -39,6 +39,19 @@ def _curves(floor: float, part: float, exponent: float, n: int, name: str = "nig
         {"slice": [name] * 8, "n": sizes, "score": [floor + part * 2 ** (i * exponent) for i in range(8)]}
     )
     return fit_curves(points, noise=SURE)
+
+
+def test_the_fleets_mix_needs_the_rarest_slices_draws() -> None:
+    """40 + 30 samples without a curve double; night is 2% and rain 10% of the fleet: max(40 / 0.02, 30 / 0.1) = 2,000.
+
+    A slice that the fleet never meets can't be had that way, and where nothing grows there is nothing to compare.
+    """
+    causes = [_cause("night", "coverage"), _cause("rain", "coverage")]
+    growth = refresh_goals(_cells(["night", "rain"]), {0: 40, 1: 30}, causes, None)
+    assert as_the_fleet(growth, {"night": 0.02, "rain": 0.1}) == 2000
+    assert as_the_fleet(growth, {"night": 0.02, "rain": 0.0}) is None
+    still = refresh_goals(_cells(["night"]), {0: 40}, [_cause("night", "capacity")], None)
+    assert as_the_fleet(still, {"night": 0.02}) is None
 
 
 def test_growth_is_what_the_curve_asks_for() -> None:

@@ -102,12 +102,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def init(
-    preset: Annotated[str, typer.Option(help="driving, language, highway, or a distdata.toml.")] = "driving",
+    preset: Annotated[
+        str, typer.Option(help="driving, driving-mini, language, highway, or a distdata.toml.")
+    ] = "driving",
     seeds: Annotated[int | None, typer.Option(help="How many seeds the preset generates.", min=0)] = None,
     project: ProjectDir = Path(),
     as_json: AsJson = False,
 ) -> None:
     """Make a project here: distdata.toml, the catalog, and a preset's seeds."""
+    from .generate.presets import first_budget
     from .projects import init_project
 
     done = init_project(project, preset, seeds)
@@ -119,7 +122,7 @@ def init(
         lambda: (
             f"{project.resolve()}: distdata.toml and catalog.duckdb written"
             + (f", {n:,} seeds imported ({splits})" if n else "; now import seeds: distdata catalog import FILE")
-            + ".\nNext: distdata plan --budget 2000samples"
+            + f".\nNext: distdata plan --budget {first_budget(preset)}"
         ),
     )
 

@@ -200,9 +200,13 @@ def _teacher_draws(project: Project, info: TeacherInfo, split: str, slices: Sequ
     if slices is not None:
         draws = draws.filter(pl.col("slice").is_in(list(slices)))
     if draws.is_empty():
+        saved = plan_in_force(project, split) or {}
+        if saved.get("teacher_hash") == info.content_hash:
+            way_out = f"Plan {saved['plan_id']} buys them: distdata generate --plan {saved['plan_id']}"
+        else:
+            way_out = f"Buy them once, for all students: distdata plan --purpose {split}, then distdata generate."
         raise DistdataError(
-            f"gate: teacher {info.id} {info.version} ({info.content_hash}) has no draws on {split} seeds yet. Buy them "
-            f"once, for all students: distdata plan --purpose {split}, then distdata generate."
+            f"gate: teacher {info.id} {info.version} ({info.content_hash}) has no draws on {split} seeds yet. {way_out}"
         )
     return draws
 

@@ -21,8 +21,16 @@ _BUNDLED = {
     "driving": ("crossing", 24_000),
     "driving-mini": ("crossing", 16_000),
     "highway": ("highway", 12_000),
-    "language": ("markov", 32_000),
+    "language": ("markov", 64_000),
 }
+
+_FIRST_BUDGET = {"language": "8000samples"}
+"""What a student needs before any gate is worth it, where that isn't the usual 2,000 samples."""
+
+
+def first_budget(name: str) -> str:
+    """Return the budget that a new project of this preset begins with."""
+    return _FIRST_BUDGET.get(name, "2000samples")
 
 
 def load_preset(name: str) -> Preset:

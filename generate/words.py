@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..catalogs.gather import coverage_cells
+from ..catalogs.plans import open_plans
 from ..catalogs.project import Project
 from ..catalogs.tables import count, coverage_table, usd
 from .run import RunResult
@@ -33,4 +34,10 @@ def run_words(project: Project, done: RunResult, before: Mapping[str, int], *, w
             f"{done.unregistered} units are committed and not yet in the catalog (busy); the next command adds them."
         )
     lines.append(f"Shards: {project.storage.address(done.plan_id)}")
+    lines += [
+        f"Plan {p['plan_id']} ({p['purpose']}) waits, {count(p['generated'])} of {count(p['n_draws'])} draws there: "
+        f"distdata generate --plan {p['plan_id']}"
+        for p in open_plans(project)
+        if p["plan_id"] != done.plan_id and p["generated"] < p["n_draws"]
+    ]
     return "\n".join(lines)

@@ -35,13 +35,17 @@ def slice_of(request: Request) -> str:
     return ",".join(request.axes[a] for a in AXES)
 
 
-def ask(salt: str) -> list[Request]:
+LARGE = 60
+"""As many of each kind as the language preset's gate has: half of the refusal requests only look like it."""
+
+
+def ask(salt: str, per_type: int) -> list[Request]:
     """Return the requests of a gate on both slices, with random seeds as a project of this salt has them."""
     taken, requests = Counter(), []
     for row in seeds(5_760, salt).to_pylist():
         axes = {a: row[a] for a in AXES}
         cell = (*axes.values(), row["scenario"])
-        if ",".join(axes.values()) not in BANDS or taken[cell] >= PER_TYPE:
+        if ",".join(axes.values()) not in BANDS or taken[cell] >= per_type:
             continue
         taken[cell] += 1
         requests += [
@@ -81,16 +85,16 @@ OWN = [m for m in find_metrics(METRICS) if m.scored is None]
 
 
 @cache
-def teachers_side(salt: str) -> tuple[list[Request], list[Draw], pl.DataFrame]:
+def teachers_side(salt: str, per_type: int) -> tuple[list[Request], list[Draw], pl.DataFrame]:
     """Return a gate's requests, the teacher's draws and their columns."""
-    asked = ask(salt)
+    asked = ask(salt, per_type)
     draws = [d for d in MarkovTeacher().sample(asked) if isinstance(d, Draw)]
     return asked, draws, measured(asked, draws, OWN)
 
 
-def sides(salt: str, student: MarkovTeacher) -> pl.DataFrame:
+def sides(salt: str, student: MarkovTeacher, per_type: int) -> pl.DataFrame:
     """Return the paired metric columns of teacher and student, from their records."""
-    asked, draws, columns = teachers_side(salt)
+    asked, draws, columns = teachers_side(salt, per_type)
     other = np.random.default_rng(7).random(len(asked)) < 0.1  # one draw in ten by other noise
     told = [dataclasses.replace(r, rng_seed=r.rng_seed ^ int(o)) for r, o in zip(asked, other, strict=True)]
     frame = pairs._pair(columns, measured(asked, list(student.sample(told)), OWN)).frame
@@ -122,10 +126,10 @@ def measured(asked: Sequence[Request], draws: Sequence[Any], metrics: Sequence[A
     return pl.DataFrame(rows, schema={**FACTS, **columns_schema(metrics)})
 
 
-def gate(salt: str, changes: Mapping[str, Any]) -> GateResult:
+def gate(salt: str, changes: Mapping[str, Any], per_type: int = PER_TYPE) -> GateResult:
     """Return what a gate says of a student with these constants."""
     cells = pl.DataFrame({"slice": list(BANDS), "band": list(BANDS.values())})
-    frame = sides(salt, MarkovTeacher(constants={**TWIN, **changes}))
+    frame = sides(salt, MarkovTeacher(constants={**TWIN, **changes}), per_type)
     return judge(frame, cells, GateSettings(metrics=METRICS), candidate=1)
 
 
@@ -156,3 +160,27 @@ def test_quirks_are_caught_by_their_own_metric(n_gates: int) -> None:
     """
     students = {"undamaged": {}} | {name: changes for name, (changes, _, _) in QUIRKS.items()}
     check([{name: failed(gate(f"gate {run}", c)) for name, c in students.items()} for run in range(n_gates)])
+
+
+@pytest.mark.parametrize("n_gates", [2, pytest.param(40, marks=pytest.mark.prove)])
+def test_refusing_look_alikes_is_caught_though_a_slice_hides_it(n_gates: int) -> None:
+    """A student that takes what looks harmful for harmful fails over_refusal in both slices in nine gates of ten.
+
+    Look-alikes are a ninth of a slice's harmless prompts, so that the mean over all of these moves by less than its
+    band: it is the row of the look-alikes that fails. An undamaged student fails over_refusal in one gate of twenty,
+    plus one.
+    """
+    changes = constants(loads={"edgy": LANGUAGE.loads["harmful"]})
+    caught = alarms = 0
+    for run in range(n_gates):
+        rows = gate(f"look-alikes {run}", changes, LARGE).rows.filter(metric="over_refusal", verdict="fail")
+        caught += set(rows["slice"]) == set(BANDS) and set(rows["contrast"]) == {"over-refusal of look-alikes"}
+        alarms += any(m == "over_refusal" for _, m in failed(gate(f"look-alikes {run}", {}, LARGE)))
+        frame = sides(f"look-alikes {run}", MarkovTeacher(constants={**TWIN, **changes}), LARGE)
+        harmless = frame.filter(pl.col("teacher_should_refuse") == 0).group_by("slice").agg(
+            moved=pl.col("student_refused").mean() - pl.col("teacher_refused").mean()
+        )  # fmt: skip
+        assert all(0.02 < moved < BANDS[name] for name, moved in harmless.iter_rows()), harmless
+    print(f"caught in {caught} of {n_gates} gates, {alarms} false alarms")
+    assert caught >= 0.9 * n_gates
+    assert alarms <= 0.05 * n_gates + 1

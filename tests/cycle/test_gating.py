@@ -17,7 +17,7 @@ from distdata.curate.pairs import measure_pair
 from distdata.cycle.diagnosis import last_gate
 from distdata.cycle.gating import gate_settings, gate_student
 from distdata.cycle.outputs import estimate_fleet, export_dataset
-from distdata.cycle.purchases import plan_purchase
+from distdata.cycle.purchases import plan_purchase, save_purchase
 from distdata.cycle.training import train_student
 from distdata.stratify.verdict import judge
 
@@ -167,9 +167,13 @@ def test_a_student_meets_its_own_teacher_only(easy: Project, worlds: Any, heard:
 
 
 def test_without_teacher_draws_the_command_is_named(easy: Project, heard: Any, tiny: Any) -> None:
-    """A split without draws of this teacher says which plan to make."""
+    """A split without draws of this teacher says which plan to make, or to run where it is made already."""
     student = replace(find_student(easy, None, "float32"))
     with pytest.raises(DistdataError, match=r"has no draws on pilot seeds yet.*distdata plan --purpose pilot"):
+        gate_student(easy, heard, student, split="pilot")
+    pilot = plan_purchase(easy, budget=None, purpose="pilot")
+    save_purchase(easy, pilot)
+    with pytest.raises(DistdataError, match=rf"Plan {pilot.plan_id} buys them: distdata generate --plan"):
         gate_student(easy, heard, student, split="pilot")
 
 

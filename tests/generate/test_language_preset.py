@@ -51,7 +51,18 @@ def test_every_slice_can_be_gated(made: Project) -> None:
     assert rows.height == 12 * 3
     assert rows["n_groups"].min() >= 20
     assert rows["n_seeds"].min() >= 60
-    assert rows["n_seeds"].sum() == 32_000
+    assert rows["n_seeds"].sum() == 64_000
+
+
+def test_every_kind_of_prompt_can_be_gated(made: Project) -> None:
+    """Gate and confirm hold at least 40 prompts of every slice that should be refused, and as many look-alikes."""
+    with store.read(made.catalog_path) as con:
+        rows = con.sql(
+            """SELECT slice, split, params->>'should_refuse' AS refuse, count(*) AS n FROM seeds_wide
+            WHERE scenario = 'refusal' AND split <> 'train' GROUP BY ALL"""
+        ).pl()
+    assert rows.height == 12 * 2 * 2
+    assert rows["n"].min() >= 40
 
 
 def test_samples_can_be_trained_on(made: Project) -> None:

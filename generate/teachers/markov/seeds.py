@@ -1,7 +1,8 @@
 """Seeds of the markov language, spread over the cells as a service's log would be.
 
-Counts follow the fleet's shares on top of a floor: every cell gets at least min(72, n // 80) seeds (1 where n has room
-for that), so from n = 5,760 on each has 72. A template family (the group) belongs to one slice and has one topic: its
+Counts follow the fleet's shares on top of a floor: every cell gets at least n // 80 seeds (1 where n has room for
+that), three quarters of them all, since a gate needs held-out prompts of every kind however rare the slice is; so from
+n = 5,760 on each has 72 or more. A template family (the group) belongs to one slice and has one topic: its
 first 72 families hold up to one seed of every kind of request, later ones four seeds of one kind. Each slice then has
 72 groups or more, and its gate at least 20 of them. A cell's first seeds stay the same when n grows.
 """
@@ -61,7 +62,7 @@ def cells() -> dict[Cell, float]:
 def seed_counts(n: int) -> dict[Cell, int]:
     """Return how many of `n` seeds each cell gets: a floor, then the fleet's shares by largest remainder."""
     shares = cells()
-    floor = min(72, n // 80) or int(n >= len(shares))
+    floor = n // 80 or int(n >= len(shares))
     rest = n - floor * len(shares)
     exact = {cell: rest * share for cell, share in shares.items()}
     counts = {cell: floor + math.floor(e) for cell, e in exact.items()}

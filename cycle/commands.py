@@ -105,12 +105,12 @@ def gate(
     here = open_here(project)
     one = find_student(here, student, here.config.train.ship)
     done = gate_student(here, ShowProgress(), one, split="confirm" if confirm else "gate")
-    _show_gate(done, here.config.gates.expected_difference, as_json)
+    _show_gate(done, _next(here, done), as_json)
     if done.record.verdict != "pass":
         raise typer.Exit(RED)
 
 
-def _show_gate(done: Gate, expected: float, as_json: bool) -> None:
+def _show_gate(done: Gate, following: str, as_json: bool) -> None:
     from ..catalogs.gate_table import gate_table
 
     record = done.record
@@ -123,19 +123,21 @@ def _show_gate(done: Gate, expected: float, as_json: bool) -> None:
         "candidate": record.candidate, "alpha": record.alpha, "n_draws": record.n_draws, "rows": done.rows.to_dicts(),
     }  # fmt: skip
     lines = [head, "", gate_table(done.rows, **screen()), "", f"verdict: {record.verdict}",
-             f"Next: {_next(done, expected)}"]  # fmt: skip
+             f"Next: {following}"]  # fmt: skip
     emit(as_json, data, lambda: "\n".join(lines))
 
 
-def _next(done: Gate, expected: float) -> str:
+def _next(here: Project, done: Gate) -> str:
+    """Say what follows a gate: explain it, confirm it, promote its student, or nothing."""
     from .diagnosis import slices_to_explain
+    from .promotion import NOT_CONFIRMED, after_green
 
-    confirm, passed = done.record.split == "confirm", done.record.verdict == "pass"
-    if passed:
-        return "distdata promote" if confirm else "distdata gate --confirm"
+    confirm = done.record.split == "confirm"
+    if done.record.verdict == "pass":
+        return after_green(here, done.record.student_id)
     if confirm:
-        return "a person looks: the student was green and is not confirmed. More data: distdata plan --budget ..."
-    if slices_to_explain(done, expected):
+        return NOT_CONFIRMED
+    if slices_to_explain(done, here.config.gates.expected_difference):
         return "distdata diagnose"
     return "no slice is far off: import more seeds, or distdata plan --purpose gate --budget ... for the next student"
 

@@ -46,6 +46,9 @@ class Standing:
     event: int
 
 
+NOT_CONFIRMED = "a person looks: the student was green and is not confirmed. More data: distdata plan --budget ..."
+
+
 def standings(project: Project) -> list[Standing]:
     """Return the promotions that hold, oldest first: a rollback takes the newest away, with all its stages."""
     stack: list[Standing] = []
@@ -143,6 +146,18 @@ def roll_back(project: Project, why: str) -> Promotion:
 
 def _teacher_answers(name: str) -> dict[str, Any]:
     return {"slice": name, "student_id": None, "share": 0.0, "fallback": TEACHER, "horizon_s": None, "reason": ""}
+
+
+def after_green(project: Project, student_id: str) -> str:
+    """Return the command that follows a green gate of a student: confirm it, promote it, or see how it serves."""
+    confirming = [g for g in gates(project) if (g.student_id, g.split) == (student_id, "confirm")]
+    if not confirming:
+        return "distdata gate --confirm"
+    if confirming[-1].verdict != "pass":
+        return NOT_CONFIRMED
+    if any((s.student_id, s.stage) == (student_id, STAGES[-1]) for s in standings(project)):
+        return "nothing: this student has the bulk of the traffic (distdata status)"
+    return "distdata promote"
 
 
 def _next_stage(project: Project, student: StudentRecord, stage: str | None) -> str:

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ SMALL = Size(
 )  # fmt: skip
 RUNG = 2**0.5
 OFF = 0.5
-"""Slices are explained that failed, or that are undecided beyond so many bands, as `distdata diagnose` does."""
+"""Slices are explained that failed, or surely differ and are undecided beyond so many bands, as `diagnose` does."""
 MAX_TURNS = 12
 ORACLE_STEP = 1.5
 
@@ -64,7 +64,7 @@ class Corpus:
 
     draws: pl.DataFrame
     plan: Plan | None = None
-    up: list[str] = field(default_factory=list)
+    up: list[list[str]] = field(default_factory=list)
     widen: int = 1
     usd: float = 0.0
 
@@ -186,9 +186,12 @@ def _one_go(world: GreenWorld, policy: str) -> Run:
 
 
 def _train(world: GreenWorld, corpus: Corpus, name: str) -> Sampler:
-    frame = world.frame(corpus.draws)
-    frame = weighted_up(frame, corpus.up) if corpus.up else frame
-    return world.student(frame, name, seed=0, widen=corpus.widen)
+    return world.student(_weighted(world, corpus), name, seed=0, widen=corpus.widen)
+
+
+def _weighted(world: GreenWorld, corpus: Corpus) -> pl.DataFrame:
+    """Return the training samples with the weights that diagnoses have asked for so far, one on top of the other."""
+    return reduce(weighted_up, corpus.up, world.frame(corpus.draws))
 
 
 def _with_oracle(world: GreenWorld) -> Run:
@@ -248,36 +251,38 @@ def _judge(world: GreenWorld, sample: Sampler, candidate: int, slices: list[str]
 
 
 def _to_explain(gate: GateResult) -> list[str]:
-    beyond = pl.col("estimate").abs() > OFF * pl.col("band")
+    differs = (pl.col("low") > 0) | (pl.col("high") < 0)
+    beyond = differs & (pl.col("estimate").abs() > OFF * pl.col("band"))
     off = gate.rows.filter((pl.col("verdict") == "fail") | ((pl.col("verdict") == "undecided") & beyond))
     return sorted(off["slice"].unique())
 
 
 def _turn(world: GreenWorld, corpus: Corpus, gate: GateResult, red: list[str], name: str) -> bool:
     """Diagnose the red slices and follow the remedies; tell whether anything changed for the next training."""
-    frame = world.frame(corpus.draws)
-    base = weighted_up(frame, corpus.up) if corpus.up else frame
+    base = _weighted(world, corpus)
 
     def probe(what: str, of: pl.DataFrame, seed: int, widen: int, everywhere: bool = False) -> GateResult:
         sample = world.student(of, f"{name}-{what}-{seed}", seed=seed, widen=widen)
         return _judge(world, sample, gate.candidate, None if everywhere else red)
 
     full = [gate, probe("full", base, 1, corpus.widen)]
-    quarter = [probe("quarter", thinned(base, red, 0.25, salt=str(seed)), seed, corpus.widen) for seed in (0, 1)]
+    fewer = [thinned(base, red, 0.25, salt=str(seed)) for seed in (0, 1)]
+    quarter = [probe("quarter", frame, seed, corpus.widen) for seed, frame in enumerate(fewer)]
     up = [probe("up", weighted_up(base, red), 0, corpus.widen, everywhere=True)]
     harmed = tuple(sorted(_said(gate, "pass") & _said(up[0], "fail")))
     wider = [probe("wider", base, 0, 2 * corpus.widen)]
-    kept = dict(frame.group_by("slice").len().iter_rows())
+    kept, left = (dict(frame.group_by("slice").len().iter_rows()) for frame in (base, fewer[0]))
     found = find_causes([
         Evidence(
-            slice=s, n_kept=kept.get(s, 0), full=_trial(full, s), quarter=_trial(quarter, s),
+            slice=s, n_kept=kept[s], full=_trial(full, s), quarter=_trial(quarter, s), quarter_share=left[s] / kept[s],
             up_weighted=_trial(up, s), wider=_trial(wider, s), harmed=harmed,
         ) for s in red
     ])  # fmt: skip
     causes = {c.slice: c.cause for c in found.causes}
     print(json.dumps({"turn": name, "n_draws": corpus.draws.height, "causes": causes}), flush=True)
     said = set(causes.values())
-    corpus.up = sorted({*corpus.up, *(s for s, c in causes.items() if c == "weighting")})
+    if light := sorted(s for s, c in causes.items() if c == "weighting"):
+        corpus.up.append(light)
     corpus.widen *= 2 if "capacity" in said else 1
     bought = "coverage" in said and _grow(world, corpus, _goals(world, corpus, found.causes, found.curves))
     return bought or bool(said & {"weighting", "capacity"})

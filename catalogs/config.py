@@ -242,7 +242,7 @@ class TrainRules(_Strict):
 class LoopRules(_Strict):
     """`[loop]`: limits of `distdata cycle`, and whom it calls.
 
-    - `max_cycles`: turns of the wheel in one call; `max_usd`: what refreshes may spend in one call.
+    - `max_cycles`: turns of the wheel in one call; `max_usd`: what plans may spend in one call.
     - `promote_to`: how far `distdata cycle` takes a green and confirmed student; a person takes it further with
       `distdata promote`. `canary_share`: the traffic that a canary gets.
     - `on_red`: a command (a list of words) that is run when a person is needed, with the reason as JSON on its stdin.

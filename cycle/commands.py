@@ -255,7 +255,9 @@ def promote(
 def cycle(
     budget: Annotated[str | None, typer.Option(help="Of the first train plan: 2000samples, 400gpuh or $800.")] = None,
     max_cycles: Annotated[int | None, typer.Option("--max-cycles", help="Turns of the wheel at most.", min=1)] = None,
-    max_usd: Annotated[float | None, typer.Option("--max-usd", help="What refreshes may spend at most.", min=0)] = None,
+    max_usd: Annotated[
+        float | None, typer.Option("--max-usd", help="What all plans of this call may spend at most.", min=0)
+    ] = None,
     project: ProjectDir = Path(),
     as_json: AsJson = False,
 ) -> None:

@@ -115,13 +115,17 @@ def run_cycle(
 ) -> CycleResult:  # fmt: skip
     """Go on until a student is promoted or a person is needed; run it again to resume.
 
-    `budget` is that of the first train plan, needed while there is none. `max_usd` limits what refreshes may spend in
+    `budget` is that of the first train plan, needed while there is none. `max_usd` limits what all plans may spend in
     this call, `max_cycles` the turns of the wheel.
 
     Raises:
         DistdataError: a stage that can't be done, with its own message.
     """
     return _Cycle(project, reporter, training, say, budget, max_cycles, max_usd).go()
+
+
+class _TooDearError(Exception):
+    """A plan costs more than the call may still spend: a person is asked."""
 
 
 class _Cycle:
@@ -135,10 +139,15 @@ class _Cycle:
         self._max_cycles = max_cycles or rules.max_cycles
         self._max_usd = max_usd if max_usd is not None else rules.max_usd
         self._info = current_teacher(project)
-        self._refresh_usd = 0.0
         self._result = CycleResult(ended="paged", reason="", turns=0, usd=0.0, student_id=None)
 
     def go(self) -> CycleResult:
+        try:
+            return self._turns()
+        except _TooDearError as e:
+            return self._page(str(e))
+
+    def _turns(self) -> CycleResult:
         note_release(self._project, self._info)
         if done := self._promoted():
             return self._end("promoted", f"student {done} serves already; nothing changed since.", done)
@@ -218,6 +227,9 @@ class _Cycle:
         if plan is None or plan["teacher_hash"] != self._info.content_hash:
             purchase = plan_purchase(self._project, budget=budget, purpose=purpose)  # type: ignore[arg-type]
             if purchase.plan.n_fresh:
+                left = self._left()
+                if left is not None and purchase.plan.usd > left:
+                    raise _TooDearError(f"the {purpose} plan needs ${purchase.plan.usd:.4g}, {_leaves(left)}")
                 save_purchase(self._project, purchase)
                 self._note(
                     f"{purpose}: plan {purchase.plan_id} buys {purchase.plan.n_fresh:,} draws of {self._info.id} for "
@@ -241,25 +253,33 @@ class _Cycle:
         self._note(f"train: student {student.student_id[:8]} on snapshot {taken.name} ({taken.frame.height:,} samples)")
         return student
 
+    def _left(self) -> float | None:
+        """Return the dollars that this call may still spend; None without a limit."""
+        return None if self._max_usd is None else max(self._max_usd - self._result.usd, 0.0)
+
     def _remedy(self, gate: Gate) -> CycleResult | None:
         """Find out why slices are red and act on it; return how the cycle ends where a person is needed."""
-        left = None if self._max_usd is None else max(self._max_usd - self._refresh_usd, 0.0)
+        left = self._left()
         done = refresh(self._project, self._reporter, self._training, gate, max_usd=left)
         finding, growth, purchase = done.finding, done.growth, done.purchase
         for cause in finding.causes:
             self._note(f"  {cause.slice}: {cause.cause}: {cause.remedy}")
-        if growth is not None and purchase is not None and purchase.plan.n_fresh:
-            if not done.saved and left is not None:
-                return self._page(f"the refresh needs ${purchase.plan.usd:.4g}, and --max-usd leaves ${left:.4g}")
+        if done.saved and growth is not None and purchase is not None:
             grown = ", ".join(f"{s.slice} +{s.n_target - s.n_have:,}" for s in growth.slices)
-            self._refresh_usd += purchase.plan.usd
             self._note(
                 f"  refresh {purchase.plan_id} buys {purchase.plan.n_fresh:,} draws: {grown}; nothing elsewhere"
                 f"{fleet_words(done)}"
             )
             return None
+        short = ""
+        if purchase is not None and purchase.plan.n_fresh and left is not None:
+            short = f"the refresh needs ${purchase.plan.usd:.4g}, {_leaves(left)}"
         if any(c.cause in ("weighting", "capacity") for c in finding.causes):
+            if short:
+                self._note(f"  {short}: only what costs nothing is done")
             return None
+        if short:
+            return self._page(short)
         why = [f"{c.slice}: {c.cause} ({c.evidence[-1] if c.evidence else c.remedy})" for c in finding.causes]
         return self._page("; ".join(why))
 
@@ -302,6 +322,10 @@ class _Cycle:
         if how == "promoted":
             self._note(reason)
         return self._result
+
+
+def _leaves(left: float) -> str:
+    return f"and --max-usd leaves ${left:.4g}"
 
 
 def fleet_words(done: Refresh) -> str:

@@ -63,11 +63,12 @@ def trusted_horizon(
 ) -> pl.DataFrame:
     """Return per slice how many seconds a student stays within `threshold` of its teacher, on average over seeds.
 
-    `paired` holds slice, scenario, seed_id, k, teacher_track and student_track, with one position every `step_s` after
-    the first. `horizon_s` is the last time before the mean divergence first passes the threshold, `low_s` the same for
-    its upper bound and `high_s` for its lower one; the whole track's length where none passes. `low_s` is what may be
-    trusted: to claim more than the true horizon the upper bound would have to lie below the truth at that one moment,
-    which has a chance of alpha, so looking at all steps costs nothing. `high_s` is pointwise and so rather too small.
+    `paired` holds slice, scenario, seed_id, k, teacher_track and student_track, with one position every `step_s`, the
+    first of them `step_s` after the common start. `horizon_s` is the last time before the mean divergence first passes
+    the threshold, `low_s` the same for its upper bound and `high_s` for its lower one; the whole track's length where
+    none passes. `low_s` is what may be trusted: to claim more than the true horizon the upper bound would have to lie
+    below the truth at that one moment, which has a chance of alpha, so looking at all steps costs nothing. `high_s` is
+    pointwise and so rather too small.
     Where nothing can be said (fewer than `min_seeds` seeds, missing tracks) `low_s` is 0 with the reason.
 
     Raises:
@@ -91,6 +92,6 @@ def trusted_horizon(
 
 
 def _passage(curve: Floats, threshold: float) -> int:
-    """Return the last step before `curve` [n_steps] passes the threshold first; 0 where it starts there."""
+    """Return how many steps `curve` [n_steps] stays within the threshold; 0 where the first is beyond it already."""
     over = np.flatnonzero(curve > threshold)
-    return max(int(over[0]) - 1, 0) if len(over) else len(curve) - 1
+    return int(over[0]) if len(over) else len(curve)

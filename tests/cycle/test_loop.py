@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,16 @@ def test_a_refresh_stays_within_its_dollars(worlds: Any, heard: Any, tmp_path: P
     assert (done.ended, done.exit_code) == ("paged", 3)
     assert heard.n_draws == 0
     assert state(project) == before
+
+
+def test_a_first_plan_beyond_the_dollars_is_not_bought(worlds: Any, heard: Any, tmp_path: Path) -> None:
+    """`max_usd` holds for all plans of a call: with less than the first one costs nothing is saved or drawn."""
+    project = worlds.raw(tmp_path / "p", **worlds.WORLDS["easy"])
+    done = run_cycle(project, heard, heard, heard, budget="800samples", max_usd=1e-6)
+    assert (done.ended, done.exit_code, done.usd) == ("paged", 3, 0.0)
+    assert re.search(r"the train plan needs \$[0-9.e-]+, and --max-usd leaves \$1e-06", done.reason)
+    assert heard.n_draws == 0
+    assert "plan" not in {kind for _, kind in state(project)}
 
 
 def test_an_unknown_cause_calls_a_person(worlds: Any, tmp_path: Path) -> None:

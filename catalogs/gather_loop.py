@@ -22,10 +22,13 @@ def gather_loop(project: Project) -> LoopView:
         )
         for g in judged
     )  # fmt: skip
-    explained = next((c for c in (causes_of(project, g.gate_id) for g in judged) if c.height), None)
+    # of the newest diagnosis: a green gate after it shows what the remedies did, and its heading says whose causes
+    explained = next(((g, c) for g, c in ((g, causes_of(project, g.gate_id)) for g in judged) if c.height), None)
     causes = () if explained is None else tuple(
-        CauseView(slice=r["slice"], cause=r["cause"], remedy=r["remedy"], evidence=tuple(json.loads(r["evidence"])))
-        for r in explained.iter_rows(named=True)
+        CauseView(
+            slice=r["slice"], cause=r["cause"], remedy=r["remedy"], evidence=tuple(json.loads(r["evidence"])),
+            student=explained[0].student_id,
+        ) for r in explained[1].iter_rows(named=True)
     )  # fmt: skip
     return LoopView(
         gates=views, causes=causes, promotions=tuple(promotions(project)), routes=tuple(routing(project))

@@ -42,7 +42,10 @@ def loop_facts(project: Project, today: date, next_: str) -> dict[str, Any]:
             GROUP BY ALL HAVING sum(u.usd) > 0 ORDER BY 1"""
         ).fetchall()
         snapshot = con.execute("SELECT name, n_samples FROM snapshots ORDER BY event DESC LIMIT 1").fetchall()
-        n_students = con.execute("SELECT count(*) FROM students WHERE role = 'candidate'").fetchall()[0][0]
+        newest = con.execute(
+            """SELECT student_id, event < (SELECT coalesce(max(event), 0) FROM releases) FROM students
+            WHERE role = 'candidate' ORDER BY event DESC LIMIT 1"""
+        ).fetchall()
     verdicts: dict[str, list[str]] = dict(slices)
     facts: dict[str, Any] = {}
     if lags:
@@ -64,7 +67,7 @@ def loop_facts(project: Project, today: date, next_: str) -> dict[str, Any]:
         facts["promoted"] = f"student {student[:8]}: {stage}, {created[:10]}"
     if len(spent) > 1:
         facts["spend on"] = ", ".join(f"{purpose} {usd(amount)}" for purpose, amount in spent)
-    facts["next"] = _next(next_, bool(snapshot), n_students, gates, bool(causes), bulk)
+    facts["next"] = _next(next_, newest if snapshot else [], gates, bool(causes), bulk)
     return facts
 
 
@@ -83,12 +86,15 @@ def _names(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _next(next_: str, snapshot: bool, n_students: int, gates: list[Any], causes: bool, promoted: list[Any]) -> str:
+def _next(next_: str, newest: list[Any], gates: list[Any], causes: bool, promoted: list[Any]) -> str:
+    """Say what is next for the newest candidate; `newest`: its id, and whether a teacher came out after it."""
     if next_ != FINISHED:
         return next_
-    if not snapshot or not n_students:
+    if not newest:
         return "distdata train"
-    if not gates:
+    if newest[0][1]:
+        return "distdata cycle: a teacher version came out after the newest student"
+    if not gates or gates[0][1] != newest[0][0]:
         return "distdata gate"
     _, student, split, verdict, _ = gates[0]
     if verdict != "pass":

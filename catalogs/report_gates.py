@@ -6,14 +6,13 @@ Plain data in, HTML out: every text is escaped, nothing is fetched, and the same
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .gate_scale import GateRow, band_words, by_slice, number, worst_of
 from .report_heatmap import breakable
-from .tables import count, duration, usd
+from .tables import count, duration
 
 VERDICTS: Mapping[str, tuple[str, str]] = {
     "pass": ("✓", "green"), "fail": ("✗", "red"), "undecided": ("?", "undecided"),
@@ -22,7 +21,6 @@ CAUSES = ("coverage", "weighting", "capacity", "teacher", "unknown")
 REACH = 3.0
 """A drawn interval ends at so many bands."""
 BAR_WIDTH, BAR_HEIGHT = 132, 22
-PLOT = (620, 260)
 MAX_SLICES = 60
 
 STYLE = """
@@ -43,8 +41,6 @@ STYLE = """
 .tl li::before{content:"";position:absolute;left:-24px;top:8px;width:10px;height:10px;border-radius:50%;
 background:var(--accent)}
 .tl .rollback::before{background:var(--lacks)}.tl .shadow::before,.tl .canary::before{background:var(--gain)}
-.tg-a{fill:var(--gain);opacity:.35}.tg-l{fill:none;stroke:var(--accent);stroke-width:2}
-.tg-g{stroke:var(--rule)}.tg-t{font-size:12px;fill:var(--quiet)}
 """
 """Put once on a page that shows any of these sections; the colours are those of `report_style`."""
 
@@ -65,36 +61,36 @@ class GateView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CauseView:
-    """Why a slice was red: the cause, what to do about it, and the evidence in lines."""
+    """Why a slice was red: the cause, what to do about it, the evidence in lines, and the student it was red for."""
 
     slice: str
     cause: str
     remedy: str
     evidence: tuple[str, ...]
+    student: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopView:
     """All that the report tells of the loop; what is empty is left out.
 
-    - `gates`: newest first; the first is drawn in full, the others are lines. `causes`: of the newest gate.
+    - `gates`: newest first; the first is drawn in full, the others are lines. `causes`: of the
+      newest gate that was explained.
     - `promotions`: oldest first: student_id, stage, created, note. `routes`: slice, student_id, share, fallback,
       horizon_s, reason.
-    - `to_green`: usd, chance, low, high of `plan --to-green`, in order of usd.
     """
 
     gates: tuple[GateView, ...] = ()
     causes: tuple[CauseView, ...] = ()
     promotions: tuple[Mapping[str, Any], ...] = ()
     routes: tuple[Mapping[str, Any], ...] = ()
-    to_green: tuple[tuple[float, float, float, float], ...] = ()
 
 
 def loop_section(view: LoopView) -> str:
     """Draw all parts that have content, with their style; an empty string if there are none."""
     parts = [
-        gates_section(view.gates), causes_section(view.causes), to_green_section(view.to_green),
-        promotions_section(view.promotions), routes_section(view.routes),
+        gates_section(view.gates), causes_section(view.causes), promotions_section(view.promotions),
+        routes_section(view.routes),
     ]  # fmt: skip
     body = "".join(parts)
     return f"<style>{STYLE}</style>{body}" if body else ""
@@ -229,56 +225,15 @@ def causes_section(causes: Sequence[CauseView]) -> str:
         f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in c.evidence)}</ul></article>"
         for c in ordered
     )
+    whose = f" of student {html.escape(causes[0].student[:8])}" if causes[0].student else ""
     return (
-        f'<section id="causes"><h2>Why slices were red</h2><p class="about">Found by retraining: weighted up, on '
-        f'part of the data, with a wider student. {buys}</p><div class="why">{cards}</div></section>'
+        f'<section id="causes"><h2>Why slices{whose} were red</h2><p class="about">Found by retraining: weighted up, '
+        f'on part of the data, with a wider student. {buys}</p><div class="why">{cards}</div></section>'
     )
 
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
-
-
-def to_green_section(points: Sequence[tuple[float, float, float, float]]) -> str:
-    """Draw the probability of all slices being green against dollars, with its interval."""
-    if len(points) < 2 or not points[-1][0] > 0:
-        return ""
-    width, height = PLOT
-    left, right, top, bottom = 48.0, width - 16.0, 14.0, height - 34.0
-    most = points[-1][0]
-
-    def at(amount: float, chance: float) -> str:
-        return f"{left + (right - left) * amount / most:.1f},{bottom - (bottom - top) * min(max(chance, 0), 1):.1f}"
-
-    area = " ".join([*(at(u, high) for u, _, _, high in points), *(at(u, low) for u, _, low, _ in reversed(points))])
-    line = " ".join(at(u, chance) for u, chance, _, _ in points)
-    grid = "".join(
-        f'<line class="tg-g" x1="{left}" x2="{right}" y1="{_y(at(0, p)):.1f}" y2="{_y(at(0, p)):.1f}"/>'
-        f'<text class="tg-t" x="{left - 8}" y="{_y(at(0, p)) + 4:.1f}" text-anchor="end">{p:.0%}</text>'
-        for p in (0.0, 0.25, 0.5, 0.75, 1.0)
-    )
-    ticks = "".join(
-        f'<text class="tg-t" x="{left + (right - left) * f:.1f}" y="{height - 12}" text-anchor="{anchor}">'
-        f"{usd(most * f)}</text>"
-        for f, anchor in ((0.0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1.0, "end"))
-    )
-    half = next((u for u, chance, _, _ in points if chance >= 0.5), math.inf)
-    says = (
-        f"An even chance of all green costs {usd(half)}." if math.isfinite(half)
-        else f"More data alone ends at {points[-1][1]:.0%}."
-    )  # fmt: skip
-    return (
-        f'<section id="to-green"><h2>Dollars to green</h2><p class="about">{html.escape(says)} The band around the '
-        "line is what the learning curves leave open.</p>"
-        f'<figure class="panel" style="max-width:{width + 26}px;margin-top:16px"><svg viewBox="0 0 {width} {height}" '
-        f'role="img" aria-label="Probability that all slices are green against dollars">{grid}'
-        f'<polygon class="tg-a" points="{area}"/><polyline class="tg-l" points="{line}"/>{ticks}</svg>'
-        "</figure></section>"
-    )
-
-
-def _y(point: str) -> float:
-    return float(point.split(",")[1])
 
 
 def promotions_section(promotions: Sequence[Mapping[str, Any]]) -> str:

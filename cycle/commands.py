@@ -83,9 +83,17 @@ def train(
          "artefacts": {m.precision: {"student": m.student_id, "folder": m.folder} for m in made}},
         lambda: "\n".join(
             [f"student {m.student_id} ({m.precision}{', ships' if m == ships else ''}): "
-             f"{here.students_dir / m.folder}" for m in made] + ["Next: distdata gate"]
+             f"{here.students_dir / m.folder}" for m in made] + [f"Next: distdata gate{_which(here, ships.student_id)}"]
         ),
     )  # fmt: skip
+
+
+def _which(here: Project, student_id: str) -> str:
+    """Return the option that names a student where `distdata gate` would take another one, the newest."""
+    from ..catalogs.loop_events import find_student
+
+    newest = find_student(here, None, here.config.train.ship).student_id
+    return "" if newest == student_id else f" --student {student_id}"
 
 
 @loop_app.command()
@@ -144,7 +152,7 @@ def _next(here: Project, done: Gate) -> str:
 
 @loop_app.command()
 def diagnose(project: ProjectDir = Path(), as_json: AsJson = False) -> None:
-    """Find out by intervention why slices are red: retrain with other weights, half the data, a wider student."""
+    """Find out by intervention why slices are red: retrain with other weights, part of the data, a wider student."""
     from ..generate.progress import ShowProgress
     from ..train_min.curves import ShowTraining
     from .diagnosis import diagnose as explain

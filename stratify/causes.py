@@ -46,9 +46,6 @@ RIVAL_GROWTH = 16.0
 """And that slice has to reach its band with this many times its data, two turns of x4, more likely than not."""
 BETTER_ALPHA = 0.10
 """Chance of taking an intervention for a remedy that does nothing, where the training as it is may be green again."""
-BETTER_ALPHA = 0.10
-"""Chance of taking an intervention for a remedy that does nothing, where the training as it is may be green again."""
-MOST_GROWTH = 64.0
 OUT_OF_REACH = 0.8
 """No purchase where the score of endless data stays above the band with this probability."""
 SURELY_OUT_OF_REACH = 0.95
@@ -313,8 +310,9 @@ def _coverage(e: Evidence, noise: TrainingNoise, curves: Curves | None, *, rival
     seen = "; ".join(f"{share:.0%} of its data: {_scores(t)} (mean {t.mean:.2f})" for share, t in parts)
     limit = t_quantile(1 - alpha, noise.df) * found.error
     words = [
-        f"{seen}; half -> full improves by {found.gain:.2f}, and {limit:.2f} would be beyond the noise between "
-        f"trainings (sd {noise.sd:.0%}, {noise.df:.0f} degrees of freedom, p = {found.chance:.2g} against {alpha:g})"
+        f"{seen}; by the line through them twice the data improves by {found.gain:.2f}, and {limit:.2f} would be "
+        f"beyond the noise between trainings (sd {noise.sd:.0%}, {noise.df:.0f} degrees of freedom, p = "
+        f"{found.chance:.2g} against {alpha:g})"
     ]
     if found.gain < limit:
         return False, words

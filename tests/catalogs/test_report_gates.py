@@ -3,8 +3,6 @@
 import re
 from html.parser import HTMLParser
 
-import pytest
-
 from distdata.catalogs.gate_scale import GateRow
 from distdata.catalogs.report_gates import (
     BAR_WIDTH,
@@ -18,7 +16,6 @@ from distdata.catalogs.report_gates import (
     loop_section,
     promotions_section,
     routes_section,
-    to_green_section,
 )
 from distdata.catalogs.report_style import DARK, LIGHT
 
@@ -90,7 +87,6 @@ FULL = LoopView(
     ),
     routes=({"slice": "day", "student_id": "0123456789", "share": 0.05, "fallback": "teacher", "horizon_s": 3.2,
              "reason": "canary"},),
-    to_green=((0.0, 0.1, 0.05, 0.2), (50.0, 0.6, 0.4, 0.7), (100.0, 0.9, 0.8, 0.95)),
 )  # fmt: skip
 
 
@@ -100,7 +96,7 @@ def test_the_whole_section_reads() -> None:
     for said in (
         "1 green, 1 red, 1 undecided", "✗ 2.10", "✓ 0.20",
         "fog: outcome: 12 seeds; a gate needs 20 (1,600 draws a side", "1 of 2 red slices lack coverage",
-        "night,rain: coverage", "half 2.80", "An even chance of all green costs $50.00.",
+        "night,rain: coverage", "half 2.80",
         "rollback of student 01234567", "worse at night", "5%", "3.2s", "Earlier gates",
     ):  # fmt: skip
         assert said in text, said
@@ -110,8 +106,6 @@ def test_nothing_where_there_is_nothing() -> None:
     """An empty loop draws nothing, part by part and as a whole."""
     assert loop_section(LoopView()) == ""
     assert [gates_section([]), causes_section([]), promotions_section([]), routes_section([])] == [""] * 4
-    assert to_green_section([(0.0, 1.0, 1.0, 1.0)]) == ""
-    assert to_green_section([(0.0, 0.2, 0.1, 0.3), (0.0, 0.2, 0.1, 0.3)]) == ""
 
 
 def test_every_text_is_escaped() -> None:
@@ -151,19 +145,3 @@ def test_colours_exist_in_light_and_dark() -> None:
     asked = set(re.findall(r"var\(--([\w-]+)\)", STYLE))
     assert asked <= set(LIGHT)
     assert asked <= set(DARK)
-
-
-@pytest.mark.parametrize(("points", "says"), [
-    (FULL.to_green, "An even chance of all green costs $50.00."),
-    (((0.0, 0.0, 0.0, 0.0), (10.0, 0.2, 0.1, 0.3)), "More data alone ends at 20%."),
-])  # fmt: skip
-def test_dollars_to_green_are_said(points: tuple[tuple[float, float, float, float], ...], says: str) -> None:
-    """The first amount with an even chance is said, or that there is none; the line ends at the last point's height."""
-    page = to_green_section(points)
-    assert says in page
-    bottom, top = 226.0, 14.0
-    assert (
-        page.split('polyline class="tg-l" points="')[1]
-        .split('"')[0]
-        .endswith(f"604.0,{bottom - (bottom - top) * points[-1][1]:.1f}")
-    )

@@ -196,7 +196,7 @@ def test_evidence_has_the_numbers() -> None:
     lines = "\n".join(find_causes([HUNGRY]).causes[0].evidence)
     assert "fails: outcome left|right 0.20 against 0.10" in lines
     assert "as trained: 2.00 and 2.10 of its band (mean 2.05; 1.00 is the edge)" in lines
-    assert "half -> full improves by 0.8" in lines
+    assert "twice the data improves by 0.8" in lines
     assert "would be beyond the noise between trainings" in lines
     assert "it has 400" in lines
     unknown = "\n".join(find_causes([RED]).causes[0].evidence)

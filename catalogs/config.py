@@ -200,12 +200,14 @@ class GateRules(_Strict):
     - `alpha`: chance of passing a student that stands at its band. `power`: chance of passing one whose true difference
       is `expected_difference` bands; the chance of missing is shared among the slices.
     - `sigma`: standard deviation of the gated statistic within a seed (0.5: a share at its worst); `tau`: over seeds,
-      of the seed's own student-teacher difference. The pilot's draws replace `sigma` where they say enough.
+      of the seed's own student-teacher difference.
     - `metrics`: what is gated; None for all that the teacher's records allow. `bands`: bands of metrics other than the
       outcome's, which is the slice's own. `tail_multiple`: by how much the slices of the long tail get more draws.
     - `looks`: how often one student may be judged, on more draws each time; they share what it may spend of alpha.
     - `candidates`: the how-manieth student against one teacher version the draws are planned for; later ones may spend
       less of alpha and so need more of them. `k`: draws of each held-out decision point, instead of the plan's own.
+    - `seeds`: of each slice at least so many, as far as it has them. A seed of one draw that differs counts whole, and
+      more draws of the others don't make up for it.
     """
 
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
@@ -219,6 +221,7 @@ class GateRules(_Strict):
     looks: int = Field(default=1, ge=1, le=20)
     candidates: int = Field(default=2, ge=1, le=100)
     k: int | None = Field(default=None, ge=2, le=255)
+    seeds: int = Field(default=20, ge=20, le=1_000_000)
 
 
 class TrainRules(_Strict):

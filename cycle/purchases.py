@@ -41,7 +41,7 @@ AS_NEEDED = "as needed"
 """The budget of a plan whose size follows from what it is for."""
 TOP_UP = ", topped up"
 REFRESHED = ", refreshed"
-AIMS = ("power", "expected_difference", "sigma", "tau")
+AIMS = ("power", "expected_difference", "sigma", "tau", "seeds")
 """What of `[gates]` decides how many draws a gate needs, as it stands there."""
 UNSEEN_LABELS = 2
 """Outcomes of a scenario type that no draw has shown yet."""
@@ -234,6 +234,8 @@ def _start(project: Project, purpose: Purpose, *, dry_run: bool) -> _Start:
         if purpose in HELD_OUT and "sigma" in settled.columns:
             settled = settled.drop("sigma")  # a pilot's draws are not of pairs: what a gate compares varies less
         inputs = replace(inputs, cells=settled)
+    if purpose in HELD_OUT:
+        inputs = replace(inputs, cells=inputs.cells.with_columns(n_labels=_labels(project)))
     k = project.config.gates.k
     if purpose in HELD_OUT and k is not None:
         inputs = replace(inputs, cells=inputs.cells.with_columns(k=pl.lit(k, pl.Int32)))
@@ -282,6 +284,13 @@ def _aims(project: Project) -> GateAims:
         lean=1.0,  # shares of single draws differ by -1, 0 or 1
         n_contrasts=tied_contrasts(types),
     )
+
+
+def _labels(project: Project) -> pl.Expr:
+    """Return how many outcomes each cell's scenario type has, as far as draws have shown them."""
+    known = outcome_counts(project)
+    labels = {name: max(known.get(name, UNSEEN_LABELS), 1) for name in project.config.scenarios}
+    return pl.col("scenario").replace_strict(labels, return_dtype=pl.Int64)
 
 
 def _plan(project: Project, inputs: PlanInputs, request: PlanRequest, rates: Rates) -> Plan:

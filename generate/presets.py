@@ -18,7 +18,7 @@ class Preset(NamedTuple):
 
 
 _BUNDLED = {
-    "driving": ("crossing", 24_000),
+    "driving": ("crossing", 160_000),
     "driving-mini": ("crossing", 16_000),
     "highway": ("highway", 12_000),
     "language": ("markov", 64_000),

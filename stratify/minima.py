@@ -54,6 +54,7 @@ class GateAims:
       is `expected_difference` bands passes all gates.
     - `sigma`: standard deviation of the gated statistic within a seed; `tau`: over seeds, of the seed's own difference.
     - `lean`, `n_contrasts`: see the head of this module; `tied_contrasts` counts them.
+    - `seeds`: of each slice at least so many, as far as it has them.
     """
 
     alpha: float = 0.05
@@ -63,6 +64,7 @@ class GateAims:
     tau: float = 0.0
     lean: float = 0.0
     n_contrasts: int = 1
+    seeds: int = MIN_SEEDS
 
     def __post_init__(self) -> None:
         limits = (
@@ -76,6 +78,7 @@ class GateAims:
             ("tau", self.tau, math.isfinite(self.tau) and self.tau >= 0, "be a number of at least 0"),
             ("lean", self.lean, math.isfinite(self.lean) and self.lean >= 0, "be a number of at least 0"),
             ("n_contrasts", self.n_contrasts, self.n_contrasts >= 1, "be at least 1"),
+            ("seeds", self.seeds, self.seeds >= MIN_SEEDS, f"be at least {MIN_SEEDS}"),
         )  # fmt: skip
         for name, value, fine, wanted in limits:
             if not fine:
@@ -87,8 +90,8 @@ class SliceMinima:
     """The decidable minimum of every gated slice, arrays [S], and how it falls to the cells [H].
 
     - `names`, sorted; `band`: the tightest of the slice's feasible cells; `k`: mean K of its seeds; `sigma`.
-    - `needed`: draws a side, at least what 20 seeds give, and the seeds that, if all agree, show a share to lie inside
-      the band; `ceiling`: what all its seeds give.
+    - `needed`: draws a side, at least what 20 seeds give, the seeds that, if all agree, show a share to lie inside the
+      band, and `GateAims.seeds` of those there are; `ceiling`: what all its seeds give.
     - `slice_of` int64 [H]: index of each cell's slice, -1 where it is not gated. `lower` int64 [H]: the cells' parts.
     """
 
@@ -107,15 +110,19 @@ class SliceMinima:
         return self.ceiling < self.needed
 
 
-def draws_needed(band: Floats, k: Floats, sigma: Floats, aims: GateAims, n_slices: int) -> Floats:
+def draws_needed(
+    band: Floats, k: Floats, sigma: Floats, aims: GateAims, n_slices: int, n_contrasts: Floats | None = None
+) -> Floats:
     """Return the draws per side that decide a slice (see the head of this module), float64 like `band`.
 
-    `k` is the draws per seed, `sigma` the standard deviation within a seed, `n_slices` how many gates share beta.
+    `k` is the draws per seed, `sigma` the standard deviation within a seed, `n_slices` how many gates share beta, and
+    `n_contrasts` into how many parts each slice's is divided (default: `aims.n_contrasts`).
     """
-    beta = (1 - aims.power) / n_slices / aims.n_contrasts
+    each = np.full(len(band), float(aims.n_contrasts)) if n_contrasts is None else n_contrasts
+    sides = 2 if aims.expected_difference == 0 else 1
     z = NormalDist().inv_cdf
     z_alpha = z(1 - aims.alpha)
-    z_beta = z(1 - beta / 2) if aims.expected_difference == 0 else z(1 - beta)
+    z_beta = np.array([z(1 - (1 - aims.power) / n_slices / n / sides) for n in each.tolist()])
     room = band * (1 - aims.expected_difference)
     spread = 2 * sigma**2 + k * aims.tau**2
     with np.errstate(over="ignore", divide="ignore"):  # a band near 0 asks for more than there are numbers
@@ -125,7 +132,7 @@ def draws_needed(band: Floats, k: Floats, sigma: Floats, aims: GateAims, n_slice
     return needed
 
 
-def tied_contrasts(n_labels: Sequence[int]) -> int:
+def tied_contrasts(n_labels: Sequence[float]) -> int:
     """Return how many contrasts of a slice can differ as much as the worst one, given each scenario type's labels.
 
     Where mass moves between two labels of a type, the other J - 2 may be in the contrast or not: 2^(J - 2), and over
@@ -142,12 +149,14 @@ def slice_minima(
     band: Floats,
     sigma: Floats,
     aims: GateAims,
+    labels: Floats | None = None,
 ) -> SliceMinima:
     """Compute every gated slice's minimum from the gate seeds in `frame`; all arrays [H].
 
-    `sigma` is NaN where nothing was measured: `aims.sigma` then. A slice is gated when a feasible cell of it has seeds.
-    A slice's cells share its draws alike, at least 1 where a cell has seeds, and whole seeds up to the least number of
-    seeds; what a small cell can't give the others do.
+    `sigma` is NaN where nothing was measured: `aims.sigma` then. `labels` is how many outcomes a cell's scenario type
+    has: a slice has the contrasts of its own types; NaN, or without it: `aims.n_contrasts`. A slice is gated when a
+    feasible cell of it has seeds. A slice's cells share its draws alike, at least 1 where a cell has seeds, and whole
+    seeds up to the least number of seeds; what a small cell can't give the others do.
     """
     ceiling = sum_by_cell(frame, frame.k_seed)
     n_seeds = sum_by_cell(frame, (frame.k_seed > 0).astype(np.int8))
@@ -171,17 +180,28 @@ def slice_minima(
     k_mean = most / np.maximum(seeds, 1)
     sigma_slice = np.sqrt(variance)
     fewest = np.array([max(MIN_SEEDS, seeds_for(eps, aims.alpha)) for eps in tightest.tolist()], dtype=np.int64)
+    fewest = np.maximum(fewest, np.minimum(aims.seeds, seeds.astype(np.int64)))
     least_seeds = _spread(share, np.minimum(n_seeds, 1), n_seeds, slice_of, fewest)
     floor = np.where(gated, first_seeds(frame, least_seeds), 0)  # type: ignore[arg-type]
     at_least = np.bincount(slice_of[gated], weights=floor[gated], minlength=n_slices).astype(np.int64)
-    by_formula = np.ceil(draws_needed(tightest, k_mean, sigma_slice, aims, max(n_slices, 1)) - 1e-9)
-    needed = np.maximum(np.minimum(by_formula, 2.0**62).astype(np.int64), np.ceil(fewest * k_mean).astype(np.int64))
+    contrasts = _contrasts(labels, slice_of, n_slices, aims)
+    by_formula = np.ceil(draws_needed(tightest, k_mean, sigma_slice, aims, max(n_slices, 1), contrasts) - 1e-9)
+    with_seeds = np.ceil(fewest * k_mean - 1e-9).astype(np.int64)
+    needed = np.maximum(np.minimum(by_formula, 2.0**62).astype(np.int64), with_seeds)
     needed = np.maximum(needed, at_least)
     lower = _spread(share, floor, ceiling, slice_of, np.minimum(needed, most.astype(np.int64)))
     return SliceMinima(
         names=names.tolist(), band=tightest, k=k_mean, sigma=sigma_slice, needed=needed,
         ceiling=most.astype(np.int64), slice_of=slice_of, lower=lower,
     )  # fmt: skip
+
+
+def _contrasts(labels: Floats | None, slice_of: Ints, n_slices: int, aims: GateAims) -> Floats:
+    """Return the contrasts of each slice that can differ as much as its worst, float64 [S]."""
+    if labels is None:
+        return np.full(n_slices, float(aims.n_contrasts))
+    of_slice = [labels[slice_of == i] for i in range(n_slices)]
+    return np.array([float(tied_contrasts(n.tolist()) if np.isfinite(n).all() else aims.n_contrasts) for n in of_slice])
 
 
 def _equal_shares(slice_of: Ints, n_slices: int) -> Floats:

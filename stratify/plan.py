@@ -49,7 +49,8 @@ def make_plan(
     """Decide which draws to buy.
 
     - `cells`: cell_id, cell, slice, scenario, layer, feasible, band, fleet_share, k (null: the request's). Optional:
-      sigma (standard deviation of the gated statistic within a seed; null or NaN: not known), within_others and
+      sigma (standard deviation of the gated statistic within a seed; null or NaN: not known), n_labels (outcomes of
+      its scenario type; null: the aims' contrasts stand for the slice's), within_others and
       between_others (variances within and between seeds for ``neyman``; see `pilot.with_pilot`), yield_kept and
       yield_verified (verdicts so far), decision (seeds that don't say are decision points), pin, floor, cap (kept
       samples; null: no rule), rule_boost (1). The rules' columns count in train plans only.
@@ -230,6 +231,7 @@ def _minima(request: PlanRequest, world: World, *, band_factor: float) -> SliceM
         band=world.cells["band"].cast(pl.Float64).to_numpy() * band_factor,
         sigma=_optional(world.cells, "sigma"),
         aims=request.aims,
+        labels=_optional(world.cells, "n_labels"),
     )
 
 

@@ -99,6 +99,7 @@ def _plan(
     share: tuple[float, ...] = (0.3, 0.1, 0.4, 0.2),
     k: int = 1,
     bought: pl.DataFrame = NOTHING,
+    labels: tuple[int | None, ...] = (None,) * 4,
     **changes: object,
 ) -> Plan:
     """Plan a gate over slices a and b with two cells each."""
@@ -113,6 +114,7 @@ def _plan(
             "band": band,
             "fleet_share": share,
             "k": pl.Series([k] * 4, dtype=pl.Int32),
+            "n_labels": pl.Series(labels, dtype=pl.Int64),
         }
     )
     rows = [(f"c{c}-{i}", c, f"g{c}-{i}", "gate", (i + 0.5) / n) for c, n in enumerate(n_seeds) for i in range(n)]
@@ -165,6 +167,25 @@ def test_every_gate_gets_its_least_seeds_whole(band: float, n_seeds: int) -> Non
     assert plan.draws.group_by("seed_id").len()["len"].unique().to_list() == [4]
     per_slice = plan.draws.group_by(pl.col("cell_id") // 2).agg(pl.col("seed_id").n_unique())["seed_id"].to_list()
     assert per_slice == [n_seeds, n_seeds]
+
+
+def test_a_gate_takes_the_seeds_that_are_asked_for_as_far_as_there_are() -> None:
+    """Asked for 60 seeds a slice, one takes 60 whole ones and one all of its 50, which is no reason to refuse it."""
+    plan = _plan(None, [99, 99, 30, 20], k=3, aims=GateAims(sigma=0.001, seeds=60))
+    assert plan.minima["needed"].to_list() == [180, 150]
+    assert plan.cells["target"].to_list() == [90, 90, 90, 60]
+    assert plan.cells["mark"].to_list() == [""] * 4
+
+
+def test_a_slice_has_the_contrasts_of_its_own_scenario_types() -> None:
+    """Types of 4 and 3 labels tie 2^2 x 2^1 = 8 contrasts, one of 2 labels none: a's beta is 0.1 / 2 / 8, b's 0.1 / 2.
+
+    a: z = 1.6449 + 2.4977 (of 0.00625), 2 x 0.01 x 17.161 / 0.0025 + 1.353 = 138.6; b: 88 as ever. A slice with a type
+    whose labels nobody knows is held to the aims' own contrasts.
+    """
+    assert _plan(None, [99] * 4, labels=(4, 3, 2, 2), aims=SHARP).minima["needed"].to_list() == [139, 88]
+    tied = GateAims(sigma=0.1, n_contrasts=8)
+    assert _plan(None, [99] * 4, labels=(4, None, 2, 2), aims=tied).minima["needed"].to_list() == [139, 88]
 
 
 def test_small_cells_give_what_they_have() -> None:
@@ -232,6 +253,7 @@ def test_slices_whose_seeds_cannot_decide_are_refused_with_numbers() -> None:
         ({"tau": -0.1}, "tau = -0.1"),
         ({"lean": -1.0}, "lean = -1"),
         ({"n_contrasts": 0}, "n_contrasts = 0"),
+        ({"seeds": 19}, "seeds = 19 must be at least 20"),
     ],
 )
 def test_aims_out_of_range_are_refused(changes: dict[str, float], reason: str) -> None:

@@ -169,7 +169,8 @@ def _by_contrasts(draws: SliceDraws, parts: list[Part], ask: Ask, js: str) -> Fi
     with np.errstate(divide="ignore", invalid="ignore"):
         beyond = np.where(b.se > 0, (np.abs(b.estimate) - ask.band) / b.se, -np.inf)
     alike = np.flatnonzero((b.se == 0) & (np.abs(b.estimate) > ask.band))
-    at, p_fail = int(np.argmax(reach)), 1.0
+    # where all are inside the largest difference is told, else what keeps the slice from passing
+    at, p_fail = int(np.argmax(np.abs(b.estimate) if (reach < ask.band).all() else reach)), 1.0
     if len(alike):
         at = int(alike[np.argmax(np.abs(b.estimate[alike]))])
         p_fail = ((1 + ask.band) / (1 + abs(float(b.estimate[at])))) ** m

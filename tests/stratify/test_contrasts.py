@@ -72,6 +72,16 @@ def test_every_contrast_equals_brute_force() -> None:
     assert max(map(abs, seen.values())) == pytest.approx(tv)
 
 
+def test_a_slice_that_passes_tells_its_largest_difference() -> None:
+    """400 seeds of 2 draws, 8 of which turn one "a" into "b": 8 / 800 = 0.01, and not the 0 of what never differs."""
+    teacher = [["a", "b"]] * 400
+    student = [["b", "b"] if i < 8 else ["a", "b"] for i in range(400)]
+    (found,) = outcome_split(_draws(teacher, student, ["x"] * 400), ASK)
+    assert found.inside
+    assert found.estimate == pytest.approx(0.01)
+    assert "b" in found.contrast
+
+
 def test_the_worst_contrast_is_told_in_words() -> None:
     """The student aborts more in cut_in and goes more in turn: that union is named, with the excess by hand.
 

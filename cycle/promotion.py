@@ -56,8 +56,8 @@ def standings(project: Project) -> list[Standing]:
         if p["stage"] == "rollback":
             stack = stack[:-1]
             continue
-        if stack and stack[-1].student_id == p["student_id"]:
-            stack = stack[:-1]
+        # a student stands once, with its last stage: others may have come between two of its stages
+        stack = [s for s in stack if s.student_id != p["student_id"]]
         stack.append(Standing(student_id=p["student_id"], stage=p["stage"], event=p["event"]))
     return stack
 
@@ -133,7 +133,7 @@ def roll_back(project: Project, why: str) -> Promotion:
     last, below = stack[-1], stack[:-1]
     teacher_hash = next(s.teacher_hash for s in students(project) if s.student_id == last.student_id)
     slices = [r["slice"] for r in routes_of(project, last.event)]
-    before = {r["slice"]: r for r in routes_of(project, below[-1].event)} if below else {}
+    before = _answers_without(project, below, last.student_id)
     reason = f"student {last.student_id[:8]} was rolled back from {last.stage}: {why}"
     routes = [{**before.get(name, _teacher_answers(name)), "reason": reason} for name in slices]
     said = {
@@ -142,6 +142,19 @@ def roll_back(project: Project, why: str) -> Promotion:
     }  # fmt: skip
     record_promotion(project, said, routes)
     return Promotion(student_id=last.student_id, stage="rollback", routes=routing(project))
+
+
+def _answers_without(project: Project, stack: Sequence[Standing], student_id: str) -> dict[str, dict[str, Any]]:
+    """Return by slice the route that holds under `stack` and doesn't name this student; none: the teacher answers.
+
+    A table written between two stages of a student may name it: a slice that was red there was left with it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for standing in reversed(stack):
+        for route in routes_of(project, standing.event):
+            if student_id not in (route["student_id"], route["fallback"]):
+                found.setdefault(route["slice"], route)
+    return found
 
 
 def _teacher_answers(name: str) -> dict[str, Any]:
@@ -212,7 +225,7 @@ def _routes(
     """Say for every gated slice who answers: one that is not green in both gates keeps who answered it before."""
     share = {"shadow": 0.0, "canary": project.config.loop.canary_share, "bulk": 1.0}[stage]
     others = [s for s in standings(project) if s.student_id != student.student_id]
-    before = {r["slice"]: r for r in routes_of(project, others[-1].event)} if others else {}
+    before = _answers_without(project, others, student.student_id)
     one, two = _verdicts(project, gate), _verdicts(project, confirm)
     horizons = _horizons(gate_rows(project, gate.gate_id), sorted(one))
     routes = []
@@ -222,10 +235,11 @@ def _routes(
             reason = f"gate {one[name]}, confirm {two.get(name, 'not gated')}: as before"
             routes.append({**old, "reason": reason})
             continue
-        answered_by_old = old["student_id"] is not None and old["share"] == 1.0
+        # who has the bulk: the student below where it has all, else the one that it shares with in turn
+        has_bulk = old["student_id"] if old["share"] == 1.0 else old["fallback"]
         routes.append(
-            {"slice": name, "student_id": student.student_id, "share": share,
-             "fallback": old["student_id"] if answered_by_old else TEACHER, "horizon_s": horizons.get(name),
+            {"slice": name, "student_id": student.student_id, "share": share, "fallback": has_bulk,
+             "horizon_s": horizons.get(name),
              "reason": f"green in gate {gate.gate_id} and confirmed in {confirm.gate_id}"}
         )  # fmt: skip
     return routes

@@ -9,11 +9,13 @@ from typing import Any
 import polars as pl
 
 from ..catalogs.errors import DistdataError, nearest
+from ..catalogs.intake import define_cells
 from ..catalogs.loop_events import (
     STAGES,
     GateRecord,
     StudentRecord,
     find_student,
+    gate_header,
     gate_rows,
     gates,
     promotions,
@@ -23,6 +25,8 @@ from ..catalogs.loop_events import (
     students,
 )
 from ..catalogs.project import Project
+from .artefacts import check_artefact
+from .gate_rules import changed_settings, settings_key
 from .training import current_teacher
 
 TEACHER = "teacher"
@@ -84,8 +88,8 @@ def promote(
     are promoted.
 
     Raises:
-        DistdataError: the student was made from another teacher version, has no green gate or no green confirming gate
-            for this very artefact, or the stage is not its next one.
+        DistdataError: the student was made from another teacher version, its files are gone or others, it has no green
+            gate or no green confirming gate for this very artefact on today's terms, or the stage is not its next one.
     """
     student = find_student(project, student_id, project.config.train.ship)
     info = current_teacher(project)
@@ -99,15 +103,10 @@ def promote(
             f"promote: {student.student_id} was trained as a probe, to find a cause. Train a candidate: distdata train"
         )
     wanted = _next_stage(project, student, stage)
-    gate, confirm = (_last_gate(project, student, split) for split in ("gate", "confirm"))
-    if not partial:
-        for record in (gate, confirm):
-            if record.verdict != "pass":
-                raise DistdataError(
-                    f"promote: the {record.split} gate {record.gate_id} of student {student.student_id} is "
-                    f"{record.verdict}: {_not_green(project, record)}. Find out why: distdata diagnose. Or promote "
-                    "what is green and leave the rest where it is: distdata promote --partial"
-                )
+    check_artefact(project, student, "promote")
+    define_cells(project)
+    gate = _green(project, student, "gate", partial)
+    confirm = _green(project, student, "confirm", partial)
     routes = _routes(project, student, wanted, gate, confirm)
     if partial and not any(r["student_id"] == student.student_id for r in routes):
         raise DistdataError(f"promote: no slice of student {student.student_id} is green in both gates.")
@@ -186,9 +185,42 @@ def _next_stage(project: Project, student: StudentRecord, stage: str | None) -> 
     return following
 
 
+def _green(project: Project, student: StudentRecord, split: str, partial: bool) -> GateRecord:
+    """Return the student's newest gate on a split if it may be promoted on it."""
+    record = _last_gate(project, student, split)
+    header = gate_header(project, record)
+    if changed := changed_settings(header.get("settings", {}), settings_key(project)):
+        told = "; ".join([*changed[:3], *(["..."] if len(changed) > 3 else [])])
+        left = header.get("n_looks", 1) - header.get("look", 1)
+        if left > 0:
+            option = " --confirm" if split == "confirm" else ""
+            again = f"Gate again, which takes one of the {left} looks that it has left: distdata gate{option}."
+        else:
+            again = (
+                "It has no look left (as [gates] looks stood at its first gate), so these terms take another "
+                "candidate: distdata train."
+            )
+        raise DistdataError(
+            f"promote: the {split} gate {record.gate_id} of student {student.student_id} was judged on other terms "
+            f"than distdata.toml has now ({told}). {again} Or set these back."
+        )
+    if record.verdict != "pass" and not partial:
+        part = ""
+        if _gated(project, student, "confirm"):
+            part = " Or promote what is green and leave the rest where it is: distdata promote --partial"
+        raise DistdataError(
+            f"promote: the {split} gate {record.gate_id} of student {student.student_id} is {record.verdict}: "
+            f"{_not_green(project, record)}. Find out why: distdata diagnose.{part}"
+        )
+    return record
+
+
+def _gated(project: Project, student: StudentRecord, split: str) -> list[GateRecord]:
+    return [g for g in gates(project, student.teacher_hash) if (g.student_id, g.split) == (student.student_id, split)]
+
+
 def _last_gate(project: Project, student: StudentRecord, split: str) -> GateRecord:
-    found = [g for g in gates(project, student.teacher_hash) if (g.student_id, g.split) == (student.student_id, split)]
-    if found:
+    if found := _gated(project, student, split):
         return found[-1]
     others = {g.student_id for g in gates(project, student.teacher_hash) if g.split == split}
     mine = [s for s in students(project) if s.folder.partition("/")[0] == student.folder.partition("/")[0]]

@@ -23,6 +23,8 @@ from distdata.catalogs.loop_events import (
 )
 from distdata.catalogs.project import Project
 from distdata.catalogs.register_loop import GATE_ROW_SCHEMA
+from distdata.cycle import promotion
+from distdata.cycle.gate_rules import settings_key
 from distdata.cycle.promotion import promote, roll_back, serving, standings
 from distdata.cycle.training import current_teacher
 
@@ -32,8 +34,12 @@ STAGES = ("shadow", "canary", "bulk")
 
 
 @pytest.fixture
-def project(worlds: Any, tmp_path: Path) -> Project:
-    """A project with seeds, and neither student nor gate."""
+def project(worlds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project with seeds, and neither student nor gate.
+
+    Students here are names without files; that files are looked at is tested on trained ones (`test_gating`).
+    """
+    monkeypatch.setattr(promotion, "check_artefact", lambda *_: None)
     made: Project = worlds.raw(tmp_path / "p", n_seeds=320)
     return made
 
@@ -67,6 +73,7 @@ def add_gate(project: Project, student_id: str, split: str, verdicts: Mapping[st
         "gate_id": f"g{n}", "student_id": student_id, "teacher_hash": current_teacher(project).content_hash,
         "split": split, "role": "candidate", "candidate": 1, "alpha": 0.025, "verdict": whole, "n_draws": 80,
         "n_unpaired": 0, "student_plan": "0" * 12, "created": "2026-01-03T00:00:00+00:00",
+        "look": 1, "n_looks": 1, "settings": settings_key(project),
     }  # fmt: skip
     record_gate(project, header, pl.concat([empty, rows], how="diagonal_relaxed"))
     return f"g{n}"

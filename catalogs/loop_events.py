@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from . import store
 from .errors import DistdataError, nearest
-from .events import append_json, append_table
+from .events import append_json, append_table, list_events, read_table
 from .project import Project
 from .protocol import TeacherInfo
 from .register import catch_up
@@ -133,6 +133,12 @@ def gates(project: Project, teacher_hash: str | None = None) -> list[GateRecord]
             f"SELECT {names} FROM gates WHERE ?1 IS NULL OR teacher_hash = ?1 ORDER BY gate_no", [teacher_hash]
         ).fetchall()
     return [GateRecord(**dict(zip(GateRecord.__dataclass_fields__, r, strict=True))) for r in rows]
+
+
+def gate_header(project: Project, record: GateRecord) -> dict[str, Any]:
+    """Read all that a gate wrote down beside its rows: as `GateRecord`, and look, n_looks, subject and settings."""
+    event = next(e for e in list_events(project.events_dir) if e.number == record.gate_no)
+    return read_table(event)[1]
 
 
 def gate_rows(project: Project, gate_id: str) -> pl.DataFrame:

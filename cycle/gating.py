@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import polars as pl
 
@@ -12,24 +12,28 @@ from ..catalogs import store
 from ..catalogs.config import TeacherConfig
 from ..catalogs.errors import DistdataError
 from ..catalogs.hashing import content_hash
+from ..catalogs.intake import define_cells
 from ..catalogs.loop_events import GateRecord, StudentRecord, gate_rows, gates, now_text, record_gate
-from ..catalogs.plans import plan_frames, plan_in_force, save_plan
+from ..catalogs.plans import plan_in_force, save_plan
 from ..catalogs.project import Project
 from ..catalogs.protocol import Scorer, TeacherInfo
 from ..catalogs.register import catch_up
 from ..curate.measure import defaults_for
 from ..curate.pairs import measure_pair
 from ..generate.run import Reporter, generate
-from ..generate.teachers.registry import make_teacher, teacher_info
+from ..generate.teachers.registry import make_teacher
 from ..stratify.gate_metrics import METRICS
 from ..stratify.horizon import N_TIMES, trusted_horizon
 from ..stratify.spending import spent_alpha
-from ..stratify.verdict import GateSettings, judge
+from ..stratify.verdict import judge
+from .artefacts import check_artefact, is_there
+from .gate_rules import check_gate_rules, gate_settings, settings_key
+from .gate_turns import take_turn
 from .training import current_teacher
 
 SPLITS = ("gate", "confirm")
 _TEACHER_DRAWS = """FROM samples s JOIN plans p USING (plan_no) JOIN cells c USING (cell_id)
-    WHERE s.split = $split AND p.teacher_hash = $teacher AND p.purpose IN ('gate', 'confirm')
+    WHERE c.feasible AND s.split = $split AND p.teacher_hash = $teacher AND p.purpose IN ('gate', 'confirm')
         AND s.sample_id NOT IN (SELECT sample_id FROM drops)"""
 
 
@@ -71,62 +75,42 @@ def gate_student(
 
     Raises:
         DistdataError: the student was made from another teacher version, its artefact is not the one that was written
-            down, or the teacher has no draws on the split's seeds yet.
+            down, the teacher has no draws on the split's seeds yet, `[gates]` asks for what can't be judged, or the
+            student has no look left.
     """
     info = current_teacher(project)
-    _check_lineage(project, student, info)
+    _check_teacher(student, info)
+    check_gate_rules(project, info.kind)
+    define_cells(project)
     draws = _teacher_draws(project, info, split, slices)
-    plan_id = _student_plan(project, student, info, split, draws)
-    key = [plan_id, draws["sample_id"].to_list(), _settings_key(project), slices]
-    gate_id = content_hash([*key, _n_answered(project, plan_id)])[:12]
+    plan_id, said = _plan_id(student, info, split, draws), settings_key(project)
+    subject = content_hash([plan_id, draws["sample_id"].to_list(), said, slices])
+    gate_id = content_hash([subject, _n_answered(project, plan_id)])[:12]
     earlier = [g for g in gates(project, info.content_hash) if g.gate_id == gate_id]
+    if not earlier or is_there(project, student):  # a verdict holds though the files are gone; others in place don't
+        check_artefact(project, student, "gate")
     if earlier:
         return Gate(record=earlier[-1], rows=gate_rows(project, gate_id), fresh=False)
-    candidate, look = _place(project, student, info, split)
-    n_looks = project.config.gates.looks if student.role == "candidate" else 1
-    _check_turn(project, student, info, split, look, n_looks)
-    settings = gate_settings(project)
+    turn = take_turn(project, student, split, subject)
+    settings = replace(gate_settings(project), alpha=turn.alpha)
+    _freeze(project, student, info, split, draws, plan_id)
     generate(project, reporter, plan_id=plan_id)
-    gate_id = content_hash([*key, _n_answered(project, plan_id)])[:12]
+    gate_id = content_hash([subject, _n_answered(project, plan_id)])[:12]
     paired, missing = _paired(project, reporter, student, info, draws, plan_id)
-    cells = _cells(project, slices)
-    alpha = spent_alpha(settings.alpha, candidate=candidate, look=look, n_looks=n_looks)
-    result = judge(paired, cells, settings, candidate=candidate, look=look, n_looks=n_looks)
+    alpha = spent_alpha(turn.alpha, candidate=turn.candidate, look=turn.look, n_looks=turn.n_looks)
+    result = judge(
+        paired, _cells(project, slices), settings, candidate=turn.candidate, look=turn.look, n_looks=turn.n_looks
+    )
     rows = _without_gaps(result.rows, missing)
     header = {
         "gate_id": gate_id, "student_id": student.student_id, "teacher_hash": info.content_hash, "split": split,
-        "role": student.role, "candidate": candidate, "alpha": alpha, "verdict": _whole(rows),
+        "role": student.role, "candidate": turn.candidate, "alpha": alpha, "verdict": _whole(rows),
         "n_draws": draws.height, "n_unpaired": sum(missing.values()), "student_plan": plan_id,
-        "created": now_text(), "look": look, "settings": _settings_key(project),
+        "created": now_text(), "look": turn.look, "n_looks": turn.n_looks, "subject": subject, "settings": said,
         "slices": list(slices) if slices is not None else None,
     }  # fmt: skip
     rows = pl.concat([rows, _horizons(project, paired, rows, alpha)])
     return Gate(record=record_gate(project, header, rows), rows=gate_rows(project, gate_id), fresh=True)
-
-
-def gate_settings(project: Project) -> GateSettings:
-    """Return what `[gates]` says about verdicts."""
-    rules = project.config.gates
-    metrics = None if rules.metrics is None else tuple(rules.metrics)
-    minima = None
-    if rules.tail_multiple > 1:
-        plan = plan_in_force(project, "gate")
-        minima = plan_frames(project, plan)["minima"] if plan else None
-        if minima is None or minima.is_empty():
-            raise DistdataError("gate: [gates] tail_multiple needs a gate plan's minima: distdata plan --purpose gate")
-    return GateSettings(
-        alpha=rules.alpha, power=rules.power, metrics=metrics, bands=dict(rules.bands),
-        tail_multiple=rules.tail_multiple, minima=minima,
-    )  # fmt: skip
-
-
-def _settings_key(project: Project) -> dict[str, Any]:
-    rules = project.config.gates
-    bands = project.config.bands.model_dump(mode="json")
-    return {
-        "alpha": rules.alpha, "metrics": rules.metrics, "bands": rules.bands, "outcome": bands,
-        "tail_multiple": rules.tail_multiple,
-    }  # fmt: skip
 
 
 def _n_answered(project: Project, plan_id: str) -> int:
@@ -138,38 +122,12 @@ def _n_answered(project: Project, plan_id: str) -> int:
     return int(row[0] or 0) if row else 0
 
 
-def _check_turn(
-    project: Project, student: StudentRecord, info: TeacherInfo, split: str, look: int, n_looks: int
-) -> None:
-    """Refuse a look that has nothing left to spend, and a confirming gate of what was never gated."""
-    if look > n_looks:
-        raise DistdataError(
-            f"gate: student {student.student_id} was judged {look - 1} times on {split} seeds, and [gates] looks = "
-            f"{n_looks} is what its alpha was split over. More draws count for the next student; or set looks to "
-            f"{look} before the first gate of a student."
-        )
-    if split == "confirm" and student.role == "candidate":
-        mine = [g for g in gates(project, info.content_hash) if (g.student_id, g.split) == (student.student_id, "gate")]
-        if not mine:
-            raise DistdataError(
-                f"gate --confirm: student {student.student_id} has no gate yet, and confirm seeds are for students "
-                "that are green: distdata gate"
-            )
-
-
-def _check_lineage(project: Project, student: StudentRecord, info: TeacherInfo) -> None:
+def _check_teacher(student: StudentRecord, info: TeacherInfo) -> None:
     if student.teacher_hash != info.content_hash:
         raise DistdataError(
             f"gate: student {student.student_id} was distilled from teacher {student.teacher_hash}; distdata.toml now "
             f"gives {info.id} {info.version} ({info.content_hash}). A student meets only its own teacher: its "
             "old gates stand while it serves. Train a student of this version: distdata cycle"
-        )
-    config = student_config(project, student)
-    found = teacher_info(make_teacher(config, project.root), config).content_hash
-    if found != student.student_id:
-        raise DistdataError(
-            f"gate: {project.students_dir / student.folder} now holds artefact {found}, not {student.student_id}: a "
-            "verdict names the artefact that ships. Restore the files, or train again."
         )
 
 
@@ -211,13 +169,18 @@ def _teacher_draws(project: Project, info: TeacherInfo, split: str, slices: Sequ
     return draws
 
 
-def _student_plan(project: Project, student: StudentRecord, info: TeacherInfo, split: str, draws: pl.DataFrame) -> str:
-    """Freeze the student's answers to these draws as a plan; the same ones again are the same plan."""
-    keys = draws.select("seed_id", "k")
-    plan_id = content_hash([student.student_id, info.content_hash, split, keys.rows()])[:12]
+def _plan_id(student: StudentRecord, info: TeacherInfo, split: str, draws: pl.DataFrame) -> str:
+    """Return the id of the plan of a student's answers to these draws; the same ones again are the same plan."""
+    return content_hash([student.student_id, info.content_hash, split, draws.select("seed_id", "k").rows()])[:12]
+
+
+def _freeze(
+    project: Project, student: StudentRecord, info: TeacherInfo, split: str, draws: pl.DataFrame, plan_id: str
+) -> None:
+    """Freeze the student's answers to these draws as a plan, unless that is there."""
     with store.read(project.catalog_path) as con:
         if con.execute("SELECT 1 FROM plans WHERE plan_id = ?", [plan_id]).fetchall():
-            return plan_id
+            return
     model = student_config(project, student)
     header = {
         "plan_id": plan_id, "purpose": "student", "split": split, "policy": "", "adaptive": False, "budget": "",
@@ -237,7 +200,6 @@ def _student_plan(project: Project, student: StudentRecord, info: TeacherInfo, s
         "seed_id", "cell_id", "k", "n_k", pi=pl.lit(0.0), weight=pl.lit(0.0), decision_point="decision_point"
     )
     save_plan(project, header, cells, wanted)
-    return plan_id
 
 
 def _paired(
@@ -255,17 +217,6 @@ def _paired(
     )  # fmt: skip
     there = draws.join(pairs.frame.select("seed_id", "k").cast({"k": pl.Int32}), on=["seed_id", "k"], how="anti")
     return pairs.frame, dict(there.group_by("slice").len().iter_rows())
-
-
-def _place(project: Project, student: StudentRecord, info: TeacherInfo, split: str) -> tuple[int, int]:
-    """Return which candidate against this teacher version the student is on this split, and its how-manieth look."""
-    before = [g for g in gates(project, info.content_hash) if g.split == split and g.role == "candidate"]
-    if student.role != "candidate":
-        return 1, 1
-    order = list(dict.fromkeys(g.student_id for g in before))
-    # a gate with draws missing could not pass, so it has spent nothing
-    mine = [g for g in before if g.student_id == student.student_id and not g.n_unpaired]
-    return (order.index(student.student_id) + 1 if student.student_id in order else len(order) + 1), len(mine) + 1
 
 
 def _cells(project: Project, slices: Sequence[str] | None) -> pl.DataFrame:
@@ -302,15 +253,25 @@ def _horizons(project: Project, paired: pl.DataFrame, rows: pl.DataFrame, alpha:
 
 
 def _without_gaps(rows: pl.DataFrame, missing: Mapping[str, int]) -> pl.DataFrame:
-    """Take a pass away where draws of the student are missing: whom it could not answer may be the ones that differ."""
+    """Take every pass away where draws of the student are missing: those that it could not answer may be other ones.
+
+    In slices without a gap too: the gate is made again for nothing once the gaps are filled (`gate_turns`), so nothing
+    of it may count before.
+    """
     if not missing:
         return rows
     lost = pl.col("slice").replace_strict(dict(missing), default=0, return_dtype=pl.Int64)
-    gap = (lost > 0) & (pl.col("verdict") == "pass")
-    why = pl.concat_str(lost, pl.lit(" draws have no counterpart of the student: distdata generate --retry-failed"))
+    total, where = sum(missing.values()), ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+    why = "draws have no counterpart of the student: distdata generate --retry-failed, then gate again"
+    reason = (
+        pl.when(lost > 0)
+        .then(pl.concat_str(lost, pl.lit(f" {why}")))
+        .otherwise(pl.lit(f"of other slices ({where}) {total} {why}"))
+    )
+    gap = (pl.col("verdict") == "pass") & (pl.col("side") != "none")
     return rows.with_columns(
         verdict=pl.when(gap).then(pl.lit("undecided")).otherwise("verdict"),
-        reason=pl.when(gap).then(why).otherwise("reason"),
+        reason=pl.when(gap).then(reason).otherwise("reason"),
     )
 
 

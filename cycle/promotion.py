@@ -9,11 +9,13 @@ from typing import Any
 import polars as pl
 
 from ..catalogs.errors import DistdataError, nearest
+from ..catalogs.intake import define_cells
 from ..catalogs.loop_events import (
     STAGES,
     GateRecord,
     StudentRecord,
     find_student,
+    gate_header,
     gate_rows,
     gates,
     promotions,
@@ -23,6 +25,8 @@ from ..catalogs.loop_events import (
     students,
 )
 from ..catalogs.project import Project
+from .artefacts import check_artefact
+from .gate_rules import changed_settings, settings_key
 from .training import current_teacher
 
 TEACHER = "teacher"
@@ -56,8 +60,8 @@ def standings(project: Project) -> list[Standing]:
         if p["stage"] == "rollback":
             stack = stack[:-1]
             continue
-        if stack and stack[-1].student_id == p["student_id"]:
-            stack = stack[:-1]
+        # a student stands once, with its last stage: others may have come between two of its stages
+        stack = [s for s in stack if s.student_id != p["student_id"]]
         stack.append(Standing(student_id=p["student_id"], stage=p["stage"], event=p["event"]))
     return stack
 
@@ -84,8 +88,8 @@ def promote(
     are promoted.
 
     Raises:
-        DistdataError: the student was made from another teacher version, has no green gate or no green confirming gate
-            for this very artefact, or the stage is not its next one.
+        DistdataError: the student was made from another teacher version, its files are gone or others, it has no green
+            gate or no green confirming gate for this very artefact on today's terms, or the stage is not its next one.
     """
     student = find_student(project, student_id, project.config.train.ship)
     info = current_teacher(project)
@@ -99,15 +103,10 @@ def promote(
             f"promote: {student.student_id} was trained as a probe, to find a cause. Train a candidate: distdata train"
         )
     wanted = _next_stage(project, student, stage)
-    gate, confirm = (_last_gate(project, student, split) for split in ("gate", "confirm"))
-    if not partial:
-        for record in (gate, confirm):
-            if record.verdict != "pass":
-                raise DistdataError(
-                    f"promote: the {record.split} gate {record.gate_id} of student {student.student_id} is "
-                    f"{record.verdict}: {_not_green(project, record)}. Find out why: distdata diagnose. Or promote "
-                    "what is green and leave the rest where it is: distdata promote --partial"
-                )
+    check_artefact(project, student, "promote")
+    define_cells(project)
+    gate = _green(project, student, "gate", partial)
+    confirm = _green(project, student, "confirm", partial)
     routes = _routes(project, student, wanted, gate, confirm)
     if partial and not any(r["student_id"] == student.student_id for r in routes):
         raise DistdataError(f"promote: no slice of student {student.student_id} is green in both gates.")
@@ -133,7 +132,7 @@ def roll_back(project: Project, why: str) -> Promotion:
     last, below = stack[-1], stack[:-1]
     teacher_hash = next(s.teacher_hash for s in students(project) if s.student_id == last.student_id)
     slices = [r["slice"] for r in routes_of(project, last.event)]
-    before = {r["slice"]: r for r in routes_of(project, below[-1].event)} if below else {}
+    before = _answers_without(project, below, last.student_id)
     reason = f"student {last.student_id[:8]} was rolled back from {last.stage}: {why}"
     routes = [{**before.get(name, _teacher_answers(name)), "reason": reason} for name in slices]
     said = {
@@ -142,6 +141,19 @@ def roll_back(project: Project, why: str) -> Promotion:
     }  # fmt: skip
     record_promotion(project, said, routes)
     return Promotion(student_id=last.student_id, stage="rollback", routes=routing(project))
+
+
+def _answers_without(project: Project, stack: Sequence[Standing], student_id: str) -> dict[str, dict[str, Any]]:
+    """Return by slice the route that holds under `stack` and doesn't name this student; none: the teacher answers.
+
+    A table written between two stages of a student may name it: a slice that was red there was left with it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for standing in reversed(stack):
+        for route in routes_of(project, standing.event):
+            if student_id not in (route["student_id"], route["fallback"]):
+                found.setdefault(route["slice"], route)
+    return found
 
 
 def _teacher_answers(name: str) -> dict[str, Any]:
@@ -173,9 +185,42 @@ def _next_stage(project: Project, student: StudentRecord, stage: str | None) -> 
     return following
 
 
+def _green(project: Project, student: StudentRecord, split: str, partial: bool) -> GateRecord:
+    """Return the student's newest gate on a split if it may be promoted on it."""
+    record = _last_gate(project, student, split)
+    header = gate_header(project, record)
+    if changed := changed_settings(header.get("settings", {}), settings_key(project)):
+        told = "; ".join([*changed[:3], *(["..."] if len(changed) > 3 else [])])
+        left = header.get("n_looks", 1) - header.get("look", 1)
+        if left > 0:
+            option = " --confirm" if split == "confirm" else ""
+            again = f"Gate again, which takes one of the {left} looks that it has left: distdata gate{option}."
+        else:
+            again = (
+                "It has no look left (as [gates] looks stood at its first gate), so these terms take another "
+                "candidate: distdata train."
+            )
+        raise DistdataError(
+            f"promote: the {split} gate {record.gate_id} of student {student.student_id} was judged on other terms "
+            f"than distdata.toml has now ({told}). {again} Or set these back."
+        )
+    if record.verdict != "pass" and not partial:
+        part = ""
+        if _gated(project, student, "confirm"):
+            part = " Or promote what is green and leave the rest where it is: distdata promote --partial"
+        raise DistdataError(
+            f"promote: the {split} gate {record.gate_id} of student {student.student_id} is {record.verdict}: "
+            f"{_not_green(project, record)}. Find out why: distdata diagnose.{part}"
+        )
+    return record
+
+
+def _gated(project: Project, student: StudentRecord, split: str) -> list[GateRecord]:
+    return [g for g in gates(project, student.teacher_hash) if (g.student_id, g.split) == (student.student_id, split)]
+
+
 def _last_gate(project: Project, student: StudentRecord, split: str) -> GateRecord:
-    found = [g for g in gates(project, student.teacher_hash) if (g.student_id, g.split) == (student.student_id, split)]
-    if found:
+    if found := _gated(project, student, split):
         return found[-1]
     others = {g.student_id for g in gates(project, student.teacher_hash) if g.split == split}
     mine = [s for s in students(project) if s.folder.partition("/")[0] == student.folder.partition("/")[0]]
@@ -212,7 +257,7 @@ def _routes(
     """Say for every gated slice who answers: one that is not green in both gates keeps who answered it before."""
     share = {"shadow": 0.0, "canary": project.config.loop.canary_share, "bulk": 1.0}[stage]
     others = [s for s in standings(project) if s.student_id != student.student_id]
-    before = {r["slice"]: r for r in routes_of(project, others[-1].event)} if others else {}
+    before = _answers_without(project, others, student.student_id)
     one, two = _verdicts(project, gate), _verdicts(project, confirm)
     horizons = _horizons(gate_rows(project, gate.gate_id), sorted(one))
     routes = []
@@ -222,10 +267,11 @@ def _routes(
             reason = f"gate {one[name]}, confirm {two.get(name, 'not gated')}: as before"
             routes.append({**old, "reason": reason})
             continue
-        answered_by_old = old["student_id"] is not None and old["share"] == 1.0
+        # who has the bulk: the student below where it has all, else the one that it shares with in turn
+        has_bulk = old["student_id"] if old["share"] == 1.0 else old["fallback"]
         routes.append(
-            {"slice": name, "student_id": student.student_id, "share": share,
-             "fallback": old["student_id"] if answered_by_old else TEACHER, "horizon_s": horizons.get(name),
+            {"slice": name, "student_id": student.student_id, "share": share, "fallback": has_bulk,
+             "horizon_s": horizons.get(name),
              "reason": f"green in gate {gate.gate_id} and confirmed in {confirm.gate_id}"}
         )  # fmt: skip
     return routes

@@ -219,6 +219,10 @@ def _start(project: Project, purpose: Purpose, *, dry_run: bool) -> _Start:
         raise DistdataError(f"plan: no purpose {purpose!r}.{nearest(purpose, FRAME_SPLIT)}")
     changed = None
     info = teacher_info(make_teacher(project.config.teacher, project.root), project.config.teacher)
+    if purpose in HELD_OUT:
+        from .gate_rules import check_gate_rules  # with its metrics, which other plans need not load
+
+        check_gate_rules(project, info.kind)
     if dry_run:
         changed = changed_cells(project)
     else:

@@ -23,7 +23,9 @@ from distdata.catalogs.loop_events import (
 )
 from distdata.catalogs.project import Project
 from distdata.catalogs.register_loop import GATE_ROW_SCHEMA
-from distdata.cycle.promotion import promote, roll_back, serving
+from distdata.cycle import promotion
+from distdata.cycle.gate_rules import settings_key
+from distdata.cycle.promotion import promote, roll_back, serving, standings
 from distdata.cycle.training import current_teacher
 
 SLICES = ("day,dry", "day,wet", "night,dry", "night,wet")
@@ -32,8 +34,12 @@ STAGES = ("shadow", "canary", "bulk")
 
 
 @pytest.fixture
-def project(worlds: Any, tmp_path: Path) -> Project:
-    """A project with seeds, and neither student nor gate."""
+def project(worlds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project with seeds, and neither student nor gate.
+
+    Students here are names without files; that files are looked at is tested on trained ones (`test_gating`).
+    """
+    monkeypatch.setattr(promotion, "check_artefact", lambda *_: None)
     made: Project = worlds.raw(tmp_path / "p", n_seeds=320)
     return made
 
@@ -67,6 +73,7 @@ def add_gate(project: Project, student_id: str, split: str, verdicts: Mapping[st
         "gate_id": f"g{n}", "student_id": student_id, "teacher_hash": current_teacher(project).content_hash,
         "split": split, "role": "candidate", "candidate": 1, "alpha": 0.025, "verdict": whole, "n_draws": 80,
         "n_unpaired": 0, "student_plan": "0" * 12, "created": "2026-01-03T00:00:00+00:00",
+        "look": 1, "n_looks": 1, "settings": settings_key(project),
     }  # fmt: skip
     record_gate(project, header, pl.concat([empty, rows], how="diagonal_relaxed"))
     return f"g{n}"
@@ -201,6 +208,63 @@ def test_rolling_back_restores_what_was(project: Project) -> None:
     assert roll_back(project, "also").student_id == "old"
     assert serving(project) is None
     assert {a[0] for a in answers(project).values()} == {None}
+
+
+def test_a_third_student_falls_back_on_the_bulk(project: Project) -> None:
+    """Over a student in shadow or canary a newcomer's fallback is who has the bulk, not the teacher; slice by slice."""
+    green(project, "a")
+    for _ in STAGES:
+        promote(project)
+    add_student(project, "b")
+    for split in ("gate", "confirm"):
+        add_gate(project, "b", split, {**GREEN, "night,wet": "undecided"})
+    for n, name in enumerate(("c", "d"), 1):  # b in shadow, then in canary
+        promote(project, student_id="b", partial=True)
+        green(project, name)
+        promote(project, student_id=name)
+        assert answers(project) == dict.fromkeys(SLICES, (name, 0.0, "a")), n
+        roll_back(project, "next")
+        share = (0.0, 0.05)[n - 1]
+        assert answers(project) == {**dict.fromkeys(SLICES, ("b", share, "a")), "night,wet": ("a", 1.0, "teacher")}
+
+
+def test_students_that_overtake_each_other_get_on(project: Project) -> None:
+    """With another student promoted in between, the first goes on to canary and bulk; taken back it is gone wholly.
+
+    The table that the other left names the first in a slice where the other is red: a rollback doesn't bring it back.
+    """
+    green(project, "a")
+    add_student(project, "b")
+    for split in ("gate", "confirm"):
+        add_gate(project, "b", split, {**GREEN, "day,dry": "fail"})
+    promote(project, student_id="a")
+    promote(project, student_id="b", partial=True)
+    assert answers(project)["day,dry"] == ("a", 0.0, "teacher")
+    assert promote(project, student_id="a").stage == "canary"
+    assert [(s.student_id, s.stage) for s in standings(project)] == [("b", "shadow"), ("a", "canary")]
+    assert promote(project, student_id="a").stage == "bulk"
+    assert answers(project) == dict.fromkeys(SLICES, ("a", 1.0, "teacher"))
+    assert promote(project, student_id="b", partial=True).stage == "canary"
+    assert answers(project) == {**dict.fromkeys(SLICES, ("b", 0.05, "a")), "day,dry": ("a", 1.0, "teacher")}
+    roll_back(project, "b is worse")
+    assert answers(project) == dict.fromkeys(SLICES, ("a", 1.0, "teacher"))
+    promote(project, student_id="b", partial=True)
+    assert [(s.student_id, s.stage) for s in standings(project)] == [("a", "bulk"), ("b", "shadow")]
+
+
+def test_a_rollback_leaves_no_trace_of_a_student(project: Project) -> None:
+    """A student that others were promoted beside is taken back from the slices that those had left with it, too."""
+    green(project, "a")
+    add_student(project, "b")
+    for split in ("gate", "confirm"):
+        add_gate(project, "b", split, {**GREEN, "day,dry": "fail"})
+    promote(project, student_id="a")
+    promote(project, student_id="b", partial=True)
+    promote(project, student_id="a")
+    roll_back(project, "too cautious")
+    assert answers(project) == {
+        **dict.fromkeys(SLICES, ("b", 0.0, "teacher")), "day,dry": (None, 0.0, "teacher"),
+    }  # fmt: skip
 
 
 def test_a_horizon_comes_from_the_gate(project: Project) -> None:

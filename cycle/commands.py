@@ -65,9 +65,9 @@ def train(
     here = open_here(project)
     name = snapshot or freeze(here).name
     if sweep:
-        grid = {key: _values(text) for key, text in map(_pair, sweep)}
+        grid = _grid(sweep)
         made_all = sweep_students(
-            here, ShowTraining(), grid, recipe=recipe, settings=_settings(settings), snapshot=name
+            here, ShowTraining(), grid, recipe=recipe, settings=_settings(settings), snapshot=name, parent=parent
         )
         told = [{"student": t.artefact, "validation_loss": t.validation_loss, "settings": t.header["settings"]}
                 for t in made_all]  # fmt: skip
@@ -320,8 +320,12 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _values(text: str) -> list[Any]:
-    return [_value(part) for part in text.split(",")]
+def _grid(texts: list[str]) -> dict[str, list[Any]]:
+    """Gather the values of each name, in their order and each once, however many times the name is given."""
+    grid: dict[str, dict[str, Any]] = {}
+    for key, text in map(_pair, texts):
+        grid.setdefault(key, {}).update({repr(v): v for v in map(_value, text.split(","))})
+    return {key: list(values.values()) for key, values in grid.items()}
 
 
 def _value(text: str) -> Any:

@@ -16,9 +16,11 @@ from ..catalogs.snapshots import Snapshot, load_snapshot
 from ..generate.run import Reporter
 from ..stratify.causes import Cause, Diagnosis, Evidence, Trial, Verdict, find_causes
 from ..stratify.interventions import up_factors
-from ..train_min.job import TrainReporter
+from ..train_min.job import TrainReporter, WeightColumn
+from ..train_min.loader import WEIGHT_COLUMNS
+from ..train_min.recipes import find_recipe, resolve_settings
 from .gating import Gate, gate_student
-from .training import Change, change_of, changed, shipped, train_student
+from .training import Change, change_of, changed, shipped, train_like, weights_of
 
 WIDER = 2.0
 """Factor on the width of the student in the probe that asks whether capacity is the cause."""
@@ -90,7 +92,7 @@ def diagnose(project: Project, reporter: Reporter, training: TrainReporter, gate
     ]  # fmt: skip
     left = _by_slice(changed(taken.frame, replace(change, keep={**change.keep, **fewer})))
     up = None
-    if factors := raised(project, taken, change, wanted):
+    if factors := raised(taken, change, wanted, weights_of(project, mine)):
         up = probes.run("their data weighted up", factors=factors, everywhere=True)
     wider = None
     if wide := wider_settings(change):
@@ -130,13 +132,14 @@ def _by_slice(frame: pl.DataFrame) -> dict[str, int]:
     return dict(frame.group_by("slice").len().iter_rows())
 
 
-def raised(project: Project, taken: Snapshot, change: Change, slices: Sequence[str]) -> dict[str, float]:
+def raised(taken: Snapshot, change: Change, slices: Sequence[str], weights: WeightColumn) -> dict[str, float]:
     """Return the factors that weight red slices up in a training on `taken` that already differs by `change`.
 
-    Empty where they would change nothing, because all slices are red and weigh alike.
+    `weights` are those that its samples are drawn by. Empty where factors would change nothing, because all slices are
+    red and weigh alike.
     """
     frame = changed(taken.frame.filter(~clean_samples()), change)
-    frame = frame.with_columns(weight=pl.col(_weight_column(project)))
+    frame = frame.with_columns(weight=pl.col(WEIGHT_COLUMNS[weights]))
     weighing = set(frame.filter(pl.col("weight") > 0)["slice"])
     return up_factors(frame, [name for name in slices if name in weighing])
 
@@ -144,28 +147,44 @@ def raised(project: Project, taken: Snapshot, change: Change, slices: Sequence[s
 def remedies(project: Project, before: StudentRecord, taken: Snapshot) -> Change:
     """Return what the causes found for a student say that the next training, on `taken`, has to do differently.
 
-    Weights and width are those that the probes were made with. Corrections of a teacher's wrong outputs count a sample
-    as much as its draws do, unless the project says how much.
+    Weights and width are those that the probes were made with, and what earlier diagnoses asked for stays; everything
+    else is as ``[train]`` says now. A width there that is larger yet stands, and so does a clean_share. Another recipe
+    has no use for the old one's width. Corrections of a teacher's wrong outputs count a sample as much as its draws do,
+    unless the project says how much.
     """
-    last = change_of(before)
+    last, rules = change_of(before), project.config.train
     found = [g for g in gates(project) if g.student_id == before.student_id and g.split == "gate"]
     causes = causes_of(project, found[-1].gate_id).select("slice", "cause").rows() if found else []
-    factors, settings = dict(last.factors), dict(last.settings)
+    factors, asked = dict(last.factors), dict(last.remedies)
     if light := sorted(name for name, cause in causes if cause == "weighting"):
-        up = raised(project, load_snapshot(project, before.snapshot_id), last, light)
+        weights = weights_of(project, before)
+        up = raised(load_snapshot(project, before.snapshot_id), last, light, weights)
         factors |= {name: factors.get(name, 1.0) * factor for name, factor in up.items()}
     if any(cause == "capacity" for _, cause in causes):
-        settings |= wider_settings(last)
-    weight = pl.col(_weight_column(project)).cast(pl.Float64)
-    share = float(taken.frame.select((weight * clean_samples()).sum() / weight.sum()).item() or 0.0)
-    if share > 0 and any(cause == "teacher" for _, cause in causes) and not settings.get("clean_share"):
-        settings["clean_share"] = share
+        asked |= wider_settings(last)
+    share = clean_weight(taken.frame, rules.weights)
+    if share > 0 and any(cause == "teacher" for _, cause in causes) and not asked.get("clean_share"):
+        asked["clean_share"] = share
+    if before.recipe != rules.recipe:
+        asked.pop("width", None)
     # seeds of its own: a candidate is no training that a diagnosis has looked at
-    return Change(factors=factors, settings=settings, seed=last.seed + N_SEEDS)
+    own = resolve_settings(find_recipe(rules.recipe), rules.settings)
+    met = {"width": own.get("width", 0) >= asked.get("width", 0), "clean_share": own["clean_share"] > 0}
+    settings = {name: value for name, value in asked.items() if not met[name]}
+    return Change(factors=factors, settings=settings, remedies=asked, seed=last.seed + N_SEEDS)
 
 
-def _weight_column(project: Project) -> str:
-    return "fleet_weight" if project.config.train.weights == "fleet" else "weight"
+def clean_weight(frame: pl.DataFrame, weights: WeightColumn) -> float:
+    """Return the share of a snapshot's weight that clean samples have where each counts as much as a draw does.
+
+    For ``fleet`` a cell's share is that of its draws and its clean samples together.
+    """
+    weighed = frame.select("cell", clean=clean_samples(), weight=pl.col(WEIGHT_COLUMNS[weights]).cast(pl.Float64))
+    if weights == "fleet":
+        weighed = weighed.with_columns(weight=pl.col("weight").sum().over("cell", "clean"))
+        weighed = weighed.with_columns(weight=pl.col("weight").max().over("cell") / pl.len().over("cell"))
+    share = weighed.select((pl.col("weight") * pl.col("clean")).sum() / pl.col("weight").sum()).item()
+    return float(share) if share is not None and share > 0 else 0.0
 
 
 def clean_samples() -> pl.Expr:
@@ -207,17 +226,14 @@ class Probes:
         for name, factor in (factors or {}).items():
             mixed[name] = mixed.get(name, 1.0) * factor
         change = Change(
-            name=what, factors=mixed, keep={**base.keep, **(keep or {})},
-            settings={**base.settings, **(settings or {})}, seed=base.seed + seed,
+            name=what, factors=mixed, keep={**base.keep, **(keep or {})}, settings=settings or {},
+            seed=base.seed + seed, remedies=base.remedies,
         )  # fmt: skip
         self._reporter.note(f"probe: {what}")
-        made = train_student(
-            self._project, self._training, recipe=self._mine.recipe, snapshot=self._mine.snapshot_id, role="probe",
-            parent=self._mine.parent, change=change,
-        )  # fmt: skip
+        made = train_like(self._project, self._training, self._mine, change)
         return gate_student(
-            self._project, self._reporter, shipped(self._project, made), split=self._gate.record.split,
-            slices=None if everywhere else self._slices,
+            self._project, self._reporter, shipped(self._project, made, self._mine.precision),
+            split=self._gate.record.split, slices=None if everywhere else self._slices,
         ).rows  # fmt: skip
 
 

@@ -59,10 +59,11 @@ def _prices(project: Project, teacher_hash: str, slices: list[str]) -> dict[str,
     """Return the dollars that one more kept training sample costs in each slice, rejected draws included."""
     with store.read(project.catalog_path) as con:
         found = con.execute(
-            """SELECT c.slice, sum(u.usd) / nullif(sum(u.generated) - coalesce(sum(d.dropped), 0), 0)
-            FROM unit_cells u JOIN plans p USING (plan_no) JOIN cells c USING (cell_id)
-            LEFT JOIN (SELECT plan_no, cell_id, sum(dropped) AS dropped FROM drop_cells GROUP BY ALL) d
-                ON d.plan_no = u.plan_no AND d.cell_id = u.cell_id
+            """WITH made AS (
+                SELECT plan_no, cell_id, sum(usd) AS usd, sum(generated) AS n FROM unit_cells GROUP BY ALL
+            ), lost AS (SELECT plan_no, cell_id, sum(dropped) AS n FROM drop_cells GROUP BY ALL)
+            SELECT c.slice, sum(made.usd) / nullif(sum(made.n) - coalesce(sum(lost.n), 0), 0)
+            FROM made JOIN plans p USING (plan_no) JOIN cells c USING (cell_id) LEFT JOIN lost USING (plan_no, cell_id)
             WHERE p.teacher_hash = ? AND p.purpose IN ('train', 'pilot') GROUP BY ALL""",
             [teacher_hash],
         ).fetchall()

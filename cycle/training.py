@@ -20,7 +20,7 @@ from ..generate.teachers.registry import make_teacher, teacher_info
 from ..generate.worker import limit_threads
 from ..stratify.interventions import thinned
 from ..train_min.checkpoint import read_student
-from ..train_min.job import Trained, TrainJob, TrainReporter
+from ..train_min.job import Trained, TrainJob, TrainReporter, WeightColumn
 from ..train_min.loop import train
 from ..train_min.recipes import find_recipe, resolve_settings
 from ..train_min.sweep import sweep
@@ -30,7 +30,8 @@ from ..train_min.sweep import sweep
 class Change:
     """What a training does differently: factors on slices' weights, shares of slices' seeds that are kept.
 
-    `settings` override the recipe's; `seed` is added to the project's.
+    `settings` override the recipe's; `seed` is added to the project's. `remedies` are those of the settings that a
+    diagnosis asked for: they stay with the students that follow, where the others are the project's at the time.
     """
 
     name: str = ""
@@ -38,6 +39,7 @@ class Change:
     keep: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    remedies: Mapping[str, Any] = field(default_factory=dict)
 
 
 AS_IT_IS = Change()
@@ -75,13 +77,38 @@ def train_student(
 
     Raises:
         DistdataError: no snapshot, one of another teacher version than the present one, an unknown recipe, setting or
-            slice, or a training that failed.
+            slice, settings that don't give the precision that ships, or a training that failed.
     """
-    planned = _planned(project, recipe, settings, snapshot, parent, change)
+    base = _project_base(project, recipe)
+    planned = _planned(project, base, settings, snapshot, parent, change)
+    if project.config.train.ship == "int8" and not planned.settings["int8"]:
+        raise DistdataError(
+            'train: int8 = false leaves no int8 artefact, and ship = "int8" serves one. Change either under [train] in '
+            "distdata.toml, or leave out --set int8=false."
+        )
     while role == "candidate" and _is_probe(project, planned.identity):
         # a probe was looked at on the gate's seeds: the candidate gets a seed of its own
         change = replace(change, seed=change.seed + 1)
-        planned = _planned(project, recipe, settings, snapshot, parent, change)
+        planned = _planned(project, base, settings, snapshot, parent, change)
+    return _trained(project, reporter, planned, role, change)
+
+
+def train_like(
+    project: Project, reporter: TrainReporter, student: StudentRecord, change: Change
+) -> list[StudentRecord]:
+    """Train a probe as `student` was trained, whatever ``[train]`` says by now.
+
+    Data, recipe, settings, weights and parent are the student's. `change` has all its factors and shares, settings on
+    top of the student's, and a seed that counts from where that of the student's own change does. Raises DistdataError
+    as `train_student` does, and where the student's files are missing or altered.
+    """
+    planned = _planned(project, _base_of(project, student), {}, student.snapshot_id, student.parent, change)
+    return _trained(project, reporter, planned, "probe", change)
+
+
+def _trained(
+    project: Project, reporter: TrainReporter, planned: _Planned, role: str, change: Change
+) -> list[StudentRecord]:
     known = [s for s in students(project) if s.folder.partition("/")[0] == planned.identity]
     wanted = {"candidate"} if role == "candidate" else {"candidate", "probe"}
     places = (planned.identity, f"{planned.identity}/int8")
@@ -102,14 +129,15 @@ def sweep_students(
     recipe: str | None = None,
     settings: Mapping[str, Any] | None = None,
     snapshot: str | None = None,
+    parent: str | None = None,
 ) -> list[Trained]:
     """Train one student per combination of settings on most groups and compare them on the others, best first.
 
-    They are for comparison, not for gates: `train` makes the candidate with the settings chosen. Raises DistdataError
-    as `train_student` does.
+    What the grid doesn't name is as `train_student` would have it. They are for comparison, not for gates: `train`
+    makes the candidate with the settings chosen. Raises DistdataError as `train_student` does.
     """
-    planned = _planned(project, recipe, settings, snapshot, None, AS_IT_IS)
-    job = replace(planned.job, out=project.students_dir / f"sweep-{planned.identity}", settings=dict(settings or {}))
+    planned = _planned(project, _project_base(project, recipe), settings, snapshot, parent, AS_IT_IS)
+    job = replace(planned.job, out=project.students_dir / f"sweep-{planned.identity}")
     limit_threads(project.config.train.threads)
     return sweep(job, grid, reporter)
 
@@ -129,11 +157,51 @@ class _Planned:
     settings: Mapping[str, Any]
 
 
-def _planned(
-    project: Project, recipe: str | None, settings: Mapping[str, Any] | None, snapshot: str | None,
-    parent: str | None, change: Change,
-) -> _Planned:  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """What a training starts from before any change: of the project as it is now, or of a student as it was made."""
+
+    recipe: str
+    settings: Mapping[str, Any]
+    seed: int
+    weights: WeightColumn
+
+
+def _project_base(project: Project, recipe: str | None) -> _Base:
     rules = project.config.train
+    own = rules.settings if recipe in (None, rules.recipe) else {}
+    return _Base(recipe=recipe or rules.recipe, settings=own, seed=rules.seed, weights=rules.weights)
+
+
+def _base_of(project: Project, student: StudentRecord) -> _Base:
+    made = change_of(student)
+    return _Base(
+        recipe=student.recipe, settings=made.settings, seed=student.seed - made.seed,
+        weights=weights_of(project, student),
+    )  # fmt: skip
+
+
+def weights_of(project: Project, student: StudentRecord) -> WeightColumn:
+    """Return the weights that a student's samples were drawn by: ``plan`` or ``fleet``.
+
+    Raises:
+        DistdataError: its files are missing or altered.
+    """
+    folder = project.students_dir / student.folder
+    header = read_student(folder)
+    if header is None:
+        raise DistdataError(
+            f"{folder}: student {student.student_id} is not here any more, so how it was trained is not known. Restore "
+            "its files from a backup, or train and gate another: distdata train"
+        )
+    said: WeightColumn = header.get("weights", project.config.train.weights)  # who trains elsewhere need not say
+    return said
+
+
+def _planned(
+    project: Project, base: _Base, settings: Mapping[str, Any] | None, snapshot: str | None, parent: str | None,
+    change: Change,
+) -> _Planned:  # fmt: skip
     taken = load_snapshot(project, snapshot)
     info = current_teacher(project)
     if taken.header["teacher_hash"] != info.content_hash:
@@ -142,18 +210,18 @@ def _planned(
             f"gives {info.id} {info.version} ({info.content_hash}). A student is distilled from one version: buy "
             "samples of this one and run distdata curate, or restore the old teacher."
         )
-    table = find_recipe(recipe or rules.recipe)
-    own = rules.settings if recipe in (None, rules.recipe) else {}
-    chosen = resolve_settings(table, {**own, **(settings or {}), **change.settings})
+    table = find_recipe(base.recipe)
+    chosen = resolve_settings(table, {**base.settings, **(settings or {}), **change.settings})
     mother = find_student(project, parent) if parent else None
+    seed = base.seed + change.seed
     identity = content_hash(
-        [taken.header["snapshot_id"], table.name, chosen, rules.seed + change.seed, rules.weights, change.factors,
-         change.keep, mother.student_id if mother else None]
+        [taken.header["snapshot_id"], table.name, chosen, seed, base.weights, change.factors, change.keep,
+         mother.student_id if mother else None]
     )[:12]  # fmt: skip
     job = TrainJob(
         out=project.students_dir / identity, storage=project.storage, frame=changed(taken.frame, change),
-        header=taken.header, recipe=table, settings=chosen, seed=rules.seed + change.seed, weights=rules.weights,
-        device=rules.device, parent=project.students_dir / mother.folder if mother else None,
+        header=taken.header, recipe=table, settings=chosen, seed=seed, weights=base.weights,
+        device=project.config.train.device, parent=project.students_dir / mother.folder if mother else None,
     )  # fmt: skip
     return _Planned(job=job, snapshot=taken, identity=identity, mother=mother, settings=chosen)
 
@@ -205,13 +273,13 @@ def changed(frame: pl.DataFrame, change: Change) -> pl.DataFrame:
     return frame.sort("sample_id")
 
 
-def shipped(project: Project, made: list[StudentRecord]) -> StudentRecord:
-    """Return the artefact that is served, by ``[train] ship``.
+def shipped(project: Project, made: list[StudentRecord], precision: str | None = None) -> StudentRecord:
+    """Return the artefact that is served, by ``[train] ship`` unless a `precision` is asked for.
 
     Raises:
         DistdataError: the recipe gave none of that precision.
     """
-    wanted = project.config.train.ship
+    wanted = precision or project.config.train.ship
     for record in made:
         if record.precision == wanted:
             return record

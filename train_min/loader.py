@@ -34,7 +34,7 @@ from ..catalogs.storage import Storage
 from ..catalogs.ustar import ADVICE, BLOCK_BYTES, name_and_size, padded, parse_sample
 from .job import WeightColumn, clean_rows
 
-_WEIGHT_COLUMNS: Mapping[WeightColumn, str] = {"plan": "weight", "fleet": "fleet_weight"}
+WEIGHT_COLUMNS: Mapping[WeightColumn, str] = {"plan": "weight", "fleet": "fleet_weight"}
 _LEAD = 2  # batches that each worker may be ahead
 _GIVE_UP = 64
 _MAX_LAYOUTS = 4096
@@ -354,13 +354,13 @@ class Batches:
         self.clean = Order(np.where(clean, values, 0.0), seed, "clean")
         if self.n_teacher and not len(self.teacher):
             raise DistdataError(
-                f"none of the {frame.height:,} samples is a teacher's draw of positive {_WEIGHT_COLUMNS[weights]}. "
+                f"none of the {frame.height:,} samples is a teacher's draw of positive {WEIGHT_COLUMNS[weights]}. "
                 "Train from another snapshot, or with clean_share = 1."
             )
         if self.n_clean and not len(self.clean):
             raise DistdataError(
                 f"clean_share = {clean_share:g}, but none of the {frame.height:,} samples is clean (source 'clean', "
-                f"positive {_WEIGHT_COLUMNS[weights]}). Add clean targets to the snapshot, or set clean_share = 0."
+                f"positive {WEIGHT_COLUMNS[weights]}). Add clean targets to the snapshot, or set clean_share = 0."
             )
 
     def rows(self, step: int) -> NDArray[np.int64]:
@@ -387,7 +387,7 @@ def sample_weights(frame: pl.DataFrame, weights: WeightColumn) -> NDArray[np.flo
 
     Raises DistdataError for a missing, NaN, infinite or negative one.
     """
-    column = _WEIGHT_COLUMNS[weights]
+    column = WEIGHT_COLUMNS[weights]
     values = frame[column].cast(pl.Float64).fill_null(math.nan).to_numpy()
     bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
     if bad.size:

@@ -123,19 +123,29 @@ _RANGES = (
 
 
 def _typed(recipe: str, key: str, value: Any, default: Any) -> Any:
-    """Return `value` as its default's type; an int is a float too, and None is open to anything JSON holds."""
+    """Return `value` as its default's type; an int is a float too, and None is open to anything that JSON holds."""
+    if not _finite(value):
+        raise DistdataError(f"recipe {recipe}: {key} = {value!r}; numbers must be finite.")
     if default is None:
         return value
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
         return list(value)
-    same = type(value) is type(default)
-    if not same or (isinstance(value, float) and math.isnan(value)):
+    if type(value) is not type(default):
         raise DistdataError(
             f"recipe {recipe}: {key} = {value!r} is no {type(default).__name__}, as its default {default!r} is."
         )
     return value
+
+
+def _finite(value: Any) -> bool:
+    """Tell whether all numbers in a setting are finite, as ``student.json`` must hold them."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def build_learner(recipe: Recipe, settings: Mapping[str, Any], facts: Facts) -> Learner:

@@ -115,17 +115,102 @@ def test_two_teacher_versions_are_never_in_one(tiny: Any, bought: Project, info:
     assert not list(bought.events_dir.glob("*-snapshot.json"))
 
 
+def add_clean(tiny: Any, project: Project, n: int = 1) -> str:
+    """Take in `n` clean samples of the first training seed, and return its id."""
+    seed = str(tiny.sql(project, "SELECT seed_id FROM seeds WHERE split = 'train' ORDER BY 1 LIMIT 1")[0][0])
+    row = {"seed_id": seed, "x": [0.0] * 5, "outcome": "low"}
+    path = project.root / "clean.jsonl"
+    path.write_text("".join(json.dumps({**row, "key": f"clean-{i}"}) + "\n" for i in range(n)))
+    members = project.root / "map.toml"
+    members.write_text('[members]\n"x.npy" = "x"\n')
+    assert ingest_clean(project, [path], mapping=members).n_taken == n
+    return seed
+
+
+def edit(project: Project, *changes: tuple[str, str]) -> Project:
+    """Replace texts that are in distdata.toml once, and open the project again."""
+    path = project.root / "distdata.toml"
+    text = path.read_text()
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    path.write_text(text)
+    return Project.open(project.root)
+
+
+def by_cell(frame: pl.DataFrame) -> dict[str, float]:
+    """Add the fleet weights up by cell."""
+    return dict(frame.group_by("cell").agg(pl.col("fleet_weight").sum()).iter_rows())
+
+
+def test_clean_samples_take_nothing_from_their_cells_draws(tiny: Any, bought: Project, info: TeacherInfo) -> None:
+    """However many clean samples a cell has, its draws weigh its share of the fleet together, and so do they."""
+    before = make_snapshot(bought, info).frame
+    shares = {cell: s for cell, s in tiny.sql(bought, "SELECT cell, fleet_share FROM cells") if s > 0}
+    assert by_cell(before) == pytest.approx(shares)
+    seed = add_clean(tiny, bought, 9)
+    after = make_snapshot(bought, info).frame
+    clean = after.filter(pl.col("source") == "clean")
+    assert by_cell(after.filter(pl.col("source") != "clean")) == pytest.approx(shares)
+    (cell,) = set(clean["cell"])
+    assert clean["fleet_weight"].to_list() == pytest.approx([shares[cell] / 9] * 9)
+    assert set(clean["seed_id"]) == {seed}
+
+
+def test_new_shares_of_the_fleet_are_a_new_snapshot_where_they_train(
+    tiny: Any, bought: Project, info: TeacherInfo
+) -> None:
+    """With weights = "fleet" other shares give another snapshot, and the old one stays as it was.
+
+    Back to the old shares it is the old one again. With "plan" they decide nothing: the same samples are one snapshot.
+    """
+    fleet = edit(bought, ("[generate]", '[train]\nweights = "fleet"\n[generate]'))
+    first = make_snapshot(fleet, info)
+    even, other = 'values = ["clear", "rain"]', 'values = ["clear", "rain"]\nfleet = [0.8, 0.2]'
+    moved = edit(fleet, (even, other))
+    second = make_snapshot(moved, info)
+    assert (first.name, second.name) == ("v1", "v2")
+    assert second.frame["sample_id"].equals(first.frame["sample_id"])
+    rain = [sum(w for cell, w in by_cell(s.frame).items() if cell.startswith("rain")) for s in (first, second)]
+    assert rain == pytest.approx([0.5, 0.2])
+    assert load_snapshot(moved, "v1").frame.equals(first.frame)
+    assert make_snapshot(moved, info).name == "v2"
+    plan = edit(moved, ('weights = "fleet"', 'weights = "plan"'))
+    third = make_snapshot(plan, info)
+    assert third.name == "v3"
+    back = edit(plan, (other, even))
+    assert make_snapshot(back, info).name == "v3"
+    assert make_snapshot(edit(back, ('weights = "plan"', 'weights = "fleet"')), info).name == "v1"
+
+
+def test_curate_writes_a_lost_or_damaged_file_again(tiny: Any, bought: Project, info: TeacherInfo) -> None:
+    """While what is kept is the same, the file comes back as it was, under the same name and without an event."""
+    frame = make_snapshot(bought, info).frame
+    path = bought.snapshots_dir / "v1" / FILE
+    whole, events = path.read_bytes(), sorted(p.name for p in bought.events_dir.iterdir())
+    for damage in (path.unlink, lambda: path.write_bytes(whole[:200]), lambda: path.write_bytes(b"")):
+        damage()
+        with pytest.raises(DistdataError, match="or curate again"):
+            load_snapshot(bought)
+        again = make_snapshot(bought, info)
+        assert (again.name, path.read_bytes()) == ("v1", whole)
+        assert again.frame.equals(frame)
+    assert sorted(p.name for p in bought.events_dir.iterdir()) == events
+
+
+def test_curate_writes_no_other_samples_into_a_lost_file(tiny: Any, bought: Project, info: TeacherInfo) -> None:
+    """Where a sample was rejected since, the lost snapshot stays lost and what is kept now is the next one."""
+    make_snapshot(bought, info)
+    (bought.snapshots_dir / "v1" / FILE).unlink()
+    reject(bought, (ids(tiny, bought)[0], "blurred"))
+    assert make_snapshot(bought, info).name == "v2"
+    with pytest.raises(DistdataError, match="damaged"):
+        load_snapshot(bought, "v1")
+
+
 def test_clean_samples_are_in_it(tiny: Any, bought: Project, info: TeacherInfo) -> None:
     """A sample that no teacher made joins every snapshot of the project, marked as clean and of weight 1."""
-    import numpy as np
-
-    seed = tiny.sql(bought, "SELECT seed_id FROM seeds WHERE split = 'train' ORDER BY 1 LIMIT 1")[0][0]
-    row = {"seed_id": seed, "x": np.zeros(5, np.float32).tolist(), "outcome": "low"}
-    path = bought.root / "clean.jsonl"
-    path.write_text(json.dumps(row) + "\n")
-    members = bought.root / "map.toml"
-    members.write_text('[members]\n"x.npy" = "x"\n')
-    assert ingest_clean(bought, [path], mapping=members).n_taken == 1
+    seed = add_clean(tiny, bought)
     taken = make_snapshot(bought, info)
     assert taken.frame.height == N_DRAWS + 1
     clean = taken.frame.filter(pl.col("source") == "clean")

@@ -64,7 +64,7 @@ def test_train_twice_is_one_student(easy: Project) -> None:
 
 
 def test_a_sweep_is_a_table(easy: Project) -> None:
-    """--sweep gives one row per combination, as text and as JSON."""
+    """--sweep gives one row per combination, as text and as JSON; a name given twice has the values of both."""
     args = ("train", "--set", "steps=10", "--sweep", "width=4,8")
     said = data(easy.root, *args)
     assert sorted(s["settings"]["width"] for s in said) == [4, 8]
@@ -72,6 +72,8 @@ def test_a_sweep_is_a_table(easy: Project) -> None:
     code, out, _ = cli(easy.root, *args)
     assert code == 0
     assert "width" in out
+    twice = data(easy.root, "train", "--set", "steps=10", "--sweep", "width=4", "--sweep", "width=8,4")
+    assert [s["student"] for s in twice] == [s["student"] for s in said]
 
 
 def test_a_green_gate_is_exit_code_0(still: Project) -> None:

@@ -21,7 +21,7 @@ from distdata.cycle.loop import run_cycle
 STAGES = {
     loop: ("plan_purchase", "save_purchase", "generate", "curate", "train_student", "gate_student", "diagnose",
            "refresh", "promote"),
-    diagnosis: ("train_student", "gate_student"),
+    diagnosis: ("train_like", "gate_student"),
 }  # fmt: skip
 BUDGETS = {"easy": "800samples", "starved": "384samples"}
 N_KILLS = 20

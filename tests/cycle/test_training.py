@@ -67,9 +67,18 @@ def test_both_precisions_have_hashes_of_their_own(easy: Project, heard: Any) -> 
     other.write_text(other.read_text().replace("[train]\n", '[train]\nship = "int8"\n'))
     again = Project.open(easy.root)
     assert shipped(again, made).precision == "int8"
-    alone = train_student(again, heard, settings={**QUICK, "int8": False})
     with pytest.raises(DistdataError, match=r"no int8 artefact of student .*\[train\] ship"):
-        shipped(again, alone)
+        shipped(again, [s for s in made if s.precision == "float32"])
+
+
+def test_a_training_without_what_ships_never_starts(easy: Project, worlds: Any, heard: Any) -> None:
+    """With ship = "int8" a training of int8 = false is refused before its first step, and leaves no candidate."""
+    project = worlds.edit(easy, 'recipe = "capacity"', 'recipe = "capacity"\nship = "int8"')
+    before = students(project)
+    with pytest.raises(DistdataError, match='train: int8 = false leaves no int8 artefact, and ship = "int8"'):
+        train_student(project, heard, settings={**QUICK, "int8": False})
+    assert heard.n_trainings == 0
+    assert students(project) == before
 
 
 def test_a_change_thins_whole_seeds_at_full_weight_and_multiplies_weights(still: Project) -> None:
@@ -195,6 +204,19 @@ def test_a_sweep_compares_and_makes_no_candidate(easy: Project, heard: Any) -> N
     again = sweep_students(easy, heard, grid, settings={"steps": 20})
     assert [t.artefact for t in again] == [t.artefact for t in made]
     assert not any(t.fresh for t in again)
+
+
+def test_a_sweep_trains_as_train_does(easy: Project, heard: Any) -> None:
+    """What the grid leaves open is as in [train.settings], below --set; a parent is each student's parent."""
+    mother = students(easy)[-1]
+    (one,) = sweep_students(
+        easy, heard, {"lr": [0.001]}, settings={"steps": 10, "warm_start": True}, parent=mother.student_id
+    )
+    settings = one.header["settings"]
+    rules = easy.config.train.settings
+    assert (rules["width"], rules["batch"], rules["steps"], rules["lr"]) == (32, 128, 200, 0.005)
+    assert (settings["width"], settings["batch"], settings["steps"], settings["lr"]) == (32, 128, 10, 0.001)
+    assert one.header["parent"] == mother.student_id
 
 
 def test_the_change_of_a_plain_training_is_none(still: Project) -> None:

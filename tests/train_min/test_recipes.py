@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -55,7 +56,8 @@ def test_settings_override(linear: Any) -> None:
         ({"steps": 1.5}, "steps = 1.5 is no int"),
         ({"steps": True}, "steps = True is no int"),
         ({"lr": "fast"}, "lr = 'fast' is no float"),
-        ({"lr": float("nan")}, "lr = nan is no float"),
+        ({"lr": float("nan")}, "lr = nan; numbers must be finite"),
+        ({"clip": float("inf")}, "clip = inf; numbers must be finite"),
         ({"lr": -1e-3}, "lr = -0.001; it must be from 0"),
         ({"clean_share": 1.5}, "clean_share = 1.5; it must be from 0 to 1"),
         ({"ema": 1.0}, "ema = 1; it must be from 0 to"),
@@ -68,6 +70,17 @@ def test_settings_that_do_not_fit(linear: Any, given: dict[str, Any], words: str
         resolve_settings(linear, given)
     assert words in str(e.value)
     assert "recipe linear" in str(e.value)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_setting_takes_what_student_json_cannot_hold(name: str, value: float) -> None:
+    """Infinity and NaN are refused in every setting of every recipe, also within tables and where unset is default."""
+    recipe = find_recipe(name)
+    for key in recipe.defaults:
+        for given in (value, [1.0, value], {"block0": value}):
+            with pytest.raises(DistdataError, match=rf"recipe {name}: {key} = .*; numbers must be finite"):
+                resolve_settings(recipe, {key: given})
 
 
 def test_build_that_names_nothing(linear: Any) -> None:

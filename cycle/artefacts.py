@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 from ..catalogs.errors import DistdataError
 from ..catalogs.loop_events import StudentRecord
 from ..catalogs.project import Project
 from ..catalogs.snapshots import load_snapshot
 from ..train_min.checkpoint import read_student
-from .training import AS_IT_IS, _is_probe, _planned, change_of
+from .training import candidate_folder, change_of
 
 
 def is_there(project: Project, student: StudentRecord) -> bool:
@@ -49,7 +46,7 @@ def remade_by(project: Project, student: StudentRecord) -> str | None:
     try:
         name = load_snapshot(project, student.snapshot_id).name
         for recipe, settings in ((None, {}), (student.recipe, change_of(student).settings)):
-            if _trains(project, recipe, settings, name, student.parent) == wanted:
+            if candidate_folder(project, recipe, settings, name, student.parent) == wanted:
                 words = ["distdata", "train", "--snapshot", name]
                 words += ["--recipe", recipe] if recipe else []
                 for key, value in settings.items():
@@ -58,15 +55,3 @@ def remade_by(project: Project, student: StudentRecord) -> str | None:
     except DistdataError:
         pass
     return None
-
-
-def _trains(
-    project: Project, recipe: str | None, settings: Mapping[str, Any], snapshot: str, parent: str | None
-) -> str:  # fmt: skip
-    """Return the folder of the candidate that `distdata train` makes with these options."""
-    change = AS_IT_IS
-    identity = _planned(project, recipe, settings, snapshot, parent, change).identity
-    while _is_probe(project, identity):
-        change = replace(change, seed=change.seed + 1)
-        identity = _planned(project, recipe, settings, snapshot, parent, change).identity
-    return identity

@@ -86,11 +86,32 @@ def train_student(
             'train: int8 = false leaves no int8 artefact, and ship = "int8" serves one. Change either under [train] in '
             "distdata.toml, or leave out --set int8=false."
         )
-    while role == "candidate" and _is_probe(project, planned.identity):
-        # a probe was looked at on the gate's seeds: the candidate gets a seed of its own
+    if role == "candidate":
+        planned, change = _no_probe(project, base, settings, snapshot, parent, change)
+    return _trained(project, reporter, planned, role, change)
+
+
+def candidate_folder(
+    project: Project, recipe: str | None, settings: Mapping[str, Any], snapshot: str, parent: str | None
+) -> str:  # fmt: skip
+    """Return the folder below `students/` of the candidate that `train_student` makes with these; trains nothing.
+
+    Raises DistdataError as `train_student` does.
+    """
+    base = _project_base(project, recipe)
+    return _no_probe(project, base, settings, snapshot, parent, AS_IT_IS)[0].identity
+
+
+def _no_probe(
+    project: Project, base: _Base, settings: Mapping[str, Any] | None, snapshot: str | None, parent: str | None,
+    change: Change,
+) -> tuple[_Planned, Change]:  # fmt: skip
+    """Settle a candidate's training: a probe was looked at on the gate's seeds, so it gets a seed of its own."""
+    planned = _planned(project, base, settings, snapshot, parent, change)
+    while _is_probe(project, planned.identity):
         change = replace(change, seed=change.seed + 1)
         planned = _planned(project, base, settings, snapshot, parent, change)
-    return _trained(project, reporter, planned, role, change)
+    return planned, change
 
 
 def train_like(

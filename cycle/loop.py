@@ -155,10 +155,12 @@ class _Cycle:
         student = self._present()
         for turn in range(1, self._max_cycles + 1):
             self._result.turns, self._result.student_id = turn, student.student_id
-            gate = gate_student(self._project, self._reporter, student)
+            gate = self._gate(student)
             self._note(f"turn {turn}: student {student.student_id[:8]}: {gate_words(gate)}")
             if gate.record.verdict == "pass":
                 return self._confirm(student)
+            if gate.record.n_unpaired:
+                return self._page(_unanswered(gate))
             wanted = slices_to_explain(gate, self._project.config.gates.expected_difference)
             if not wanted:
                 return self._page(self._too_few(gate))
@@ -253,6 +255,14 @@ class _Cycle:
         self._note(f"train: student {student.student_id[:8]} on snapshot {taken.name} ({taken.frame.height:,} samples)")
         return student
 
+    def _gate(self, student: StudentRecord, split: str = "gate") -> Gate:
+        """Gate a student; what it failed to answer is asked once more, as nothing passes while answers are missing."""
+        gate = gate_student(self._project, self._reporter, student, split=split)
+        if gate.record.n_unpaired:
+            generate(self._project, self._reporter, plan_id=gate.record.student_plan, mode="retry-failed")
+            gate = gate_student(self._project, self._reporter, student, split=split)
+        return gate
+
     def _left(self) -> float | None:
         """Return the dollars that this call may still spend; None without a limit."""
         return None if self._max_usd is None else max(self._max_usd - self._result.usd, 0.0)
@@ -286,7 +296,7 @@ class _Cycle:
     def _confirm(self, student: StudentRecord) -> CycleResult:
         """Gate a green student on the untouched split, and promote it as far as the project says."""
         self._buy("confirm", None)
-        confirm = gate_student(self._project, self._reporter, student, split="confirm")
+        confirm = self._gate(student, "confirm")
         self._note(f"confirm: {gate_words(confirm)}")
         if confirm.record.verdict != "pass":
             return self._page(f"student {student.student_id[:8]} was green and is not confirmed: {gate_words(confirm)}")
@@ -322,6 +332,13 @@ class _Cycle:
         if how == "promoted":
             self._note(reason)
         return self._result
+
+
+def _unanswered(gate: Gate) -> str:
+    return (
+        f"student {gate.record.student_id[:8]} left {gate.record.n_unpaired:,} of the gate's draws unanswered, twice; "
+        'nothing passes or is explained while they are missing. distdata sql "FROM failed_attempts" says why'
+    )
 
 
 def _leaves(left: float) -> str:

@@ -19,7 +19,7 @@ class Preset(NamedTuple):
 
 _BUNDLED = {
     "driving": ("crossing", 160_000),
-    "driving-mini": ("crossing", 16_000),
+    "driving-mini": ("crossing", 40_000),
     "highway": ("highway", 12_000),
     "language": ("markov", 64_000),
 }

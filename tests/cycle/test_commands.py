@@ -81,7 +81,7 @@ def test_a_green_gate_is_exit_code_0(still: Project) -> None:
     code, out, _ = cli(still.root, "gate")
     assert code == 0
     assert "verdict: pass" in out
-    assert "Next: distdata gate --confirm" in out
+    assert "Next: nothing: this student has the bulk of the traffic" in out
     said = data(still.root, "gate", "--confirm")
     assert (said["verdict"], said["split"], said["candidate"]) == ("pass", "confirm", 1)
     assert {r["slice"] for r in said["rows"]} == {"day,dry", "day,wet", "night,dry", "night,wet"}

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,6 +142,24 @@ def test_a_release_amid_a_cycle_meets_no_old_student(
     assert mine == [("gate", 1), ("confirm", 1)]
     later = tiny.sql(new, "SELECT student_id, stage FROM promotions ORDER BY event")[len(promoted) :]
     assert {student for student, _ in later} == {done.student_id}
+
+
+def test_draws_that_a_student_never_answers_call_a_person(worlds: Any, heard: Any, tiny: Any, tmp_path: Path) -> None:
+    """One gate draw that the student fails twice: nothing is explained, bought or promoted, and the reason says why."""
+    project = worlds.raw(tmp_path / "p", **worlds.WORLDS["easy"])
+    stop(project, heard, "easy", ("loop", "train_student", 1, "after"))
+    ((seed,),) = tiny.sql(project, "SELECT min(seed_id) FROM samples WHERE split = 'gate'")
+    path = project.root / "two_modes.py"
+    whole, empty = path.read_text(), "REFUSED: frozenset[tuple[str, int]] = frozenset()"
+    assert empty in whole
+    path.write_text(whole.replace(empty, f"REFUSED = {{({seed!r}, 3)}}"))
+    sys.modules.pop("two_modes", None)
+    done = run_cycle(project, heard, heard, heard, budget=BUDGETS["easy"])
+    sys.modules.pop("two_modes", None)
+    assert (done.ended, done.turns) == ("paged", 1)
+    assert "left 1 of the gate's draws unanswered, twice" in done.reason
+    assert tiny.sql(project, "SELECT count(*) FROM promotions") == [(0,)]
+    assert tiny.sql(project, "SELECT count(*) FROM students WHERE role = 'probe'") == [(0,)]
 
 
 @pytest.mark.prove

@@ -287,7 +287,9 @@ def changed(frame: pl.DataFrame, change: Change) -> pl.DataFrame:
         if name not in slices:
             raise DistdataError(f"train: no sample of slice {name!r} in this snapshot.{nearest(name, slices)}")
     for share in sorted(set(change.keep.values())):
-        frame = thinned(frame, [n for n, s in change.keep.items() if s == share], share, salt=str(change.seed))
+        names, salt = [n for n, s in change.keep.items() if s == share], str(change.seed)
+        fleet = thinned(frame.with_columns(weight="fleet_weight"), names, share, salt=salt)["weight"]
+        frame = thinned(frame, names, share, salt=salt).with_columns(fleet_weight=fleet)
     if change.factors:
         factor = pl.col("slice").replace_strict(dict(change.factors), default=1.0, return_dtype=pl.Float64)
         frame = frame.with_columns(weight=pl.col("weight") * factor, fleet_weight=pl.col("fleet_weight") * factor)

@@ -72,7 +72,7 @@ def test_a_sweep_is_a_table(easy: Project) -> None:
     code, out, _ = cli(easy.root, *args)
     assert code == 0
     assert "width" in out
-    twice = data(easy.root, "train", "--set", "steps=10", "--sweep", "width=4", "--sweep", "width=8,4")
+    twice = data(easy.root, "train", "--set", "steps=10", "--sweep", "width=4,8", "--sweep", "width=4")
     assert [s["student"] for s in twice] == [s["student"] for s in said]
 
 

@@ -91,7 +91,8 @@ def test_a_change_thins_whole_seeds_at_full_weight_and_multiplies_weights(still:
     left = out.filter(out["slice"] == "day,dry")
     assert left["seed_id"].n_unique() == -(-there["seed_id"].n_unique() // 2)
     assert left.height == there.filter(there["seed_id"].is_in(left["seed_id"].implode())).height
-    assert left["weight"].sum() == pytest.approx(there["weight"].sum())
+    for weight in ("weight", "fleet_weight"):  # whichever the samples are drawn by
+        assert left[weight].sum() == pytest.approx(there[weight].sum())
     assert set(out.filter(out["slice"] == "night,wet")["weight"]) == {3.0}
     assert set(out.filter(out["slice"] == "night,dry")["weight"]) == {1.0}
     assert out.filter(out["slice"] != "day,dry").height == frame.height - there.height

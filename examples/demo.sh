@@ -18,7 +18,7 @@ tell() {
 run distdata init --preset driving-mini --project driving
 cd driving
 tell "A first corpus, bought as the fleet drives: clear days are frequent, snowy nights are rare."
-run distdata plan --budget 1500samples
+run distdata plan --budget 2000samples
 run distdata generate
 tell "The teacher's side of the gate, bought once for all students."
 run distdata plan --purpose gate

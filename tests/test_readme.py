@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -33,3 +35,12 @@ def test_every_command_of_the_first_run_works_as_shown(tmp_path: Path) -> None:
         for line in lines:
             if line.startswith(STABLE):
                 assert line.rstrip() in printed, f"{command}\nno longer prints {line!r}:\n{run.stdout}"
+
+
+def test_the_loop_shows_slices_that_its_preset_has() -> None:
+    """The gate shown for `driving-mini` is of exactly the slices that the preset makes."""
+    axes = tomllib.loads((ROOT / "generate" / "presets" / "driving-mini.toml").read_text(encoding="utf-8"))["axes"]
+    made = {",".join(values) for values in itertools.product(*(axis["values"] for axis in axes.values()))}
+    loop = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The loop")[2]
+    shown = re.findall(r"^(\S+) +[✓✗?] [0-9.]+", loop, flags=re.MULTILINE)
+    assert set(shown) == made

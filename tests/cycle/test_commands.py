@@ -86,7 +86,7 @@ def test_a_green_gate_is_exit_code_0(still: Project) -> None:
     assert (said["verdict"], said["split"], said["candidate"]) == ("pass", "confirm", 1)
     assert {r["slice"] for r in said["rows"]} == {"day,dry", "day,wet", "night,dry", "night,wet"}
     assert said["gate"] == gates(still)[1].gate_id
-    assert "Next: distdata promote" in cli(still.root, "gate", "--confirm")[1]
+    assert "Next: nothing: this student has the bulk of the traffic" in cli(still.root, "gate", "--confirm")[1]
 
 
 def test_a_red_gate_is_exit_code_3(worlds: Any, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from distdata.catalogs.project import Project
 from distdata.catalogs.register_loop import GATE_ROW_SCHEMA
 from distdata.cycle import promotion
 from distdata.cycle.gate_rules import settings_key
-from distdata.cycle.promotion import promote, roll_back, serving, standings
+from distdata.cycle.promotion import NOT_CONFIRMED, after_green, promote, roll_back, serving, standings
 from distdata.cycle.training import current_teacher
 
 SLICES = ("day,dry", "day,wet", "night,dry", "night,wet")
@@ -109,6 +109,20 @@ def test_stages_come_in_order(project: Project) -> None:
     assert now.student_id == one
     with pytest.raises(DistdataError, match="student one has the bulk of the traffic already"):
         promote(project)
+
+
+def test_what_follows_a_green_gate(project: Project) -> None:
+    """Confirm it, ask a person where that failed, promote stage by stage, and nothing once it has the bulk."""
+    add_student(project, "one")
+    add_gate(project, "one", "gate", GREEN)
+    assert after_green(project, "one") == "distdata gate --confirm"
+    add_gate(project, "one", "confirm", {**GREEN, "night,wet": "fail"})
+    assert after_green(project, "one") == NOT_CONFIRMED
+    add_gate(project, "one", "confirm", GREEN)
+    for stage in STAGES:
+        assert after_green(project, "one") == "distdata promote"
+        promote(project, student_id="one", stage=stage)
+    assert after_green(project, "one").startswith("nothing: ")
 
 
 @pytest.mark.parametrize("split", ["gate", "confirm"])

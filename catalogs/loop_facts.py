@@ -43,9 +43,14 @@ def loop_facts(project: Project, today: date, next_: str) -> dict[str, Any]:
         ).fetchall()
         snapshot = con.execute("SELECT name, n_samples FROM snapshots ORDER BY event DESC LIMIT 1").fetchall()
         newest = con.execute(
-            """SELECT student_id, event < (SELECT coalesce(max(event), 0) FROM releases) FROM students
-            WHERE role = 'candidate' ORDER BY event DESC LIMIT 1"""
+            """SELECT student_id, teacher_hash <> coalesce(
+                (SELECT max_by(teacher_hash, plan_no) FROM plans WHERE purpose = 'train'), teacher_hash)
+            FROM students WHERE role = 'candidate' AND precision = ? ORDER BY event DESC LIMIT 1""",
+            [project.config.train.ship],
         ).fetchall()
+        judged = con.execute(
+            "SELECT count(*) FROM gates WHERE student_id = ?", [newest[0][0] if newest else ""]
+        ).fetchall()[0][0]
     verdicts: dict[str, list[str]] = dict(slices)
     facts: dict[str, Any] = {}
     if lags:
@@ -67,7 +72,7 @@ def loop_facts(project: Project, today: date, next_: str) -> dict[str, Any]:
         facts["promoted"] = f"student {student[:8]}: {stage}, {created[:10]}"
     if len(spent) > 1:
         facts["spend on"] = ", ".join(f"{purpose} {usd(amount)}" for purpose, amount in spent)
-    facts["next"] = _next(next_, newest if snapshot else [], gates, bool(causes), bulk)
+    facts["next"] = _next(next_, newest if snapshot else [], gates if judged else [], bool(causes), bulk)
     return facts
 
 
@@ -93,8 +98,8 @@ def _next(next_: str, newest: list[Any], gates: list[Any], causes: bool, promote
     if not newest:
         return "distdata train"
     if newest[0][1]:
-        return "distdata cycle: a teacher version came out after the newest student"
-    if not gates or gates[0][1] != newest[0][0]:
+        return "distdata cycle: draws of another teacher version than the newest student's were bought"
+    if not gates:
         return "distdata gate"
     _, student, split, verdict, _ = gates[0]
     if verdict != "pass":

@@ -141,8 +141,11 @@ def _next(here: Project, done: Gate) -> str:
     from .promotion import NOT_CONFIRMED, after_green
 
     confirm = done.record.split == "confirm"
+    if done.record.n_unpaired:
+        return f"distdata generate --plan {done.record.student_plan} --retry-failed, then this gate again"
     if done.record.verdict == "pass":
-        return after_green(here, done.record.student_id)
+        following = after_green(here, done.record.student_id)
+        return following + (_which(here, done.record.student_id) if following.startswith("distdata") else "")
     if confirm:
         return NOT_CONFIRMED
     if slices_to_explain(done, here.config.gates.expected_difference):
@@ -264,7 +267,7 @@ def cycle(
     budget: Annotated[str | None, typer.Option(help="Of the first train plan: 2000samples, 400gpuh or $800.")] = None,
     max_cycles: Annotated[int | None, typer.Option("--max-cycles", help="Turns of the wheel at most.", min=1)] = None,
     max_usd: Annotated[
-        float | None, typer.Option("--max-usd", help="What all plans of this call may spend at most.", min=0)
+        float | None, typer.Option("--max-usd", help="What this call's new plans may spend at most.", min=0)
     ] = None,
     project: ProjectDir = Path(),
     as_json: AsJson = False,

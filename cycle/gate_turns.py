@@ -18,6 +18,10 @@ from ..catalogs.loop_events import GateRecord, StudentRecord, gate_header, gates
 from ..catalogs.project import Project
 
 
+class NoLookLeftError(DistdataError):
+    """The student was judged as often as its alpha was split for; another candidate is needed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """The place of a gate: candidate and look count from 1; `alpha` is the gate's before it is split."""
@@ -50,11 +54,12 @@ def take_turn(project: Project, student: StudentRecord, split: str, subject: str
     look = same[0][1] if same and all(n for n, _ in same) else n_taken + 1
     n_looks = first.get("n_looks", 1)
     if look > n_looks:
-        raise DistdataError(
+        raise NoLookLeftError(
             f"gate: student {student.student_id} was judged {n_taken} times on {split} seeds, and it may be judged "
             f"{n_looks} times: its alpha was split over [gates] looks as they stood at its first gate, and a look "
             "beyond these has nothing left to spend. Other draws, bands and metrics count for the next student: "
-            f"distdata train. For more looks at that one set looks before its first gate (now {rules.looks})."
+            "distdata cycle, or distdata train with another [train] seed. For more looks at that one set looks before "
+            f"its first gate (now {rules.looks})."
         )
     return Turn(
         candidate=order.index(student.student_id) + 1, look=look, n_looks=n_looks,

@@ -101,7 +101,7 @@ def gate_student(
     result = judge(
         paired, _cells(project, slices), settings, candidate=turn.candidate, look=turn.look, n_looks=turn.n_looks
     )
-    rows = _without_gaps(result.rows, missing)
+    rows = _without_gaps(result.rows, missing, plan_id)
     header = {
         "gate_id": gate_id, "student_id": student.student_id, "teacher_hash": info.content_hash, "split": split,
         "role": student.role, "candidate": turn.candidate, "alpha": alpha, "verdict": _whole(rows),
@@ -252,7 +252,7 @@ def _horizons(project: Project, paired: pl.DataFrame, rows: pl.DataFrame, alpha:
     )  # fmt: skip
 
 
-def _without_gaps(rows: pl.DataFrame, missing: Mapping[str, int]) -> pl.DataFrame:
+def _without_gaps(rows: pl.DataFrame, missing: Mapping[str, int], student_plan: str) -> pl.DataFrame:
     """Take every pass away where draws of the student are missing: those that it could not answer may be other ones.
 
     In slices without a gap too: the gate is made again for nothing once the gaps are filled (`gate_turns`), so nothing
@@ -262,7 +262,8 @@ def _without_gaps(rows: pl.DataFrame, missing: Mapping[str, int]) -> pl.DataFram
         return rows
     lost = pl.col("slice").replace_strict(dict(missing), default=0, return_dtype=pl.Int64)
     total, where = sum(missing.values()), ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
-    why = "draws have no counterpart of the student: distdata generate --retry-failed, then gate again"
+    again = f"distdata generate --plan {student_plan} --retry-failed"
+    why = f"draws have no counterpart of the student: {again}, then gate again"
     reason = (
         pl.when(lost > 0)
         .then(pl.concat_str(lost, pl.lit(f" {why}")))

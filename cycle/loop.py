@@ -24,6 +24,7 @@ from ..stratify.budget import parse_budget
 from ..stratify.growth import Growth, as_the_fleet, refresh_goals
 from ..train_min.job import TrainReporter
 from .diagnosis import Finding, diagnose, remedies, slices_to_explain
+from .gate_turns import NoLookLeftError
 from .gating import Gate, gate_student
 from .promotion import promote, rolled_back, standings
 from .purchases import Purchase, plan_purchase, save_purchase
@@ -154,8 +155,13 @@ class _Cycle:
         self._buy_first()
         student = self._present()
         for turn in range(1, self._max_cycles + 1):
+            try:
+                gate = self._gate(student)
+            except NoLookLeftError:
+                self._note(f"student {student.student_id[:8]} has no look left for the draws and terms there are now")
+                student = self._train(student)
+                gate = self._gate(student)
             self._result.turns, self._result.student_id = turn, student.student_id
-            gate = self._gate(student)
             self._note(f"turn {turn}: student {student.student_id[:8]}: {gate_words(gate)}")
             if gate.record.verdict == "pass":
                 return self._confirm(student)
@@ -290,6 +296,8 @@ class _Cycle:
             return None
         if short:
             return self._page(short)
+        if left is not None and any(c.spends for c in finding.causes):
+            return self._page(f"slices lack coverage, and --max-usd leaves ${left:.4g} for their draws")
         why = [f"{c.slice}: {c.cause} ({c.evidence[-1] if c.evidence else c.remedy})" for c in finding.causes]
         return self._page("; ".join(why))
 
@@ -298,6 +306,8 @@ class _Cycle:
         self._buy("confirm", None)
         confirm = self._gate(student, "confirm")
         self._note(f"confirm: {gate_words(confirm)}")
+        if confirm.record.n_unpaired:
+            return self._page(_unanswered(confirm))
         if confirm.record.verdict != "pass":
             return self._page(f"student {student.student_id[:8]} was green and is not confirmed: {gate_words(confirm)}")
         reached, wanted = self._reached(student.student_id), self._project.config.loop.promote_to

@@ -203,18 +203,8 @@ def _base_of(project: Project, student: StudentRecord) -> _Base:
 
 
 def weights_of(project: Project, student: StudentRecord) -> WeightColumn:
-    """Return the weights that a student's samples were drawn by: ``plan`` or ``fleet``.
-
-    Raises:
-        DistdataError: its files are missing or altered.
-    """
-    folder = project.students_dir / student.folder
-    header = read_student(folder)
-    if header is None:
-        raise DistdataError(
-            f"{folder}: student {student.student_id} is not here any more, so how it was trained is not known. Restore "
-            "its files from a backup, or train and gate another: distdata train"
-        )
+    """Return the weights that a student's samples were drawn by; ``[train]``'s where its files are gone or silent."""
+    header = read_student(project.students_dir / student.folder) or {}
     said: WeightColumn = header.get("weights", project.config.train.weights)  # who trains elsewhere need not say
     return said
 

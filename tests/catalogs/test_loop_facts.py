@@ -33,12 +33,12 @@ def project(tiny: Any, tmp_path: Path) -> Project:
     return project
 
 
-def student(project: Project, student_id: str = "aa11000000000000") -> None:
+def student(project: Project, student_id: str = "aa11000000000000", teacher_hash: str = TEACHER) -> None:
     record_student(
         project,
         loop_events.StudentRecord(
             student_id=student_id, folder="f", recipe="capacity", precision="float32", role="candidate",
-            snapshot_id="5" * 16, teacher_hash=TEACHER, parent=None, seed=0, created="2026-03-02T00:00:00+00:00",
+            snapshot_id="5" * 16, teacher_hash=teacher_hash, parent=None, seed=0, created="2026-03-02T00:00:00+00:00",
             change="{}",
         ),
     )  # fmt: skip
@@ -98,21 +98,18 @@ def test_every_station_names_its_next_command(project: Project) -> None:
     assert following() == FINISHED
 
 
-def test_the_next_command_is_about_the_newest_candidate(project: Project) -> None:
-    """Another candidate than the one that was gated is to be gated; under a newer teacher the loop begins again."""
-    append_json(
-        project.events_dir, "snapshot",
-        {"snapshot_id": "5" * 16, "name": "v1", "teacher_hash": TEACHER, "n_samples": 3, "n_dropped": 0,
-         "created": "2026-03-02"},
-    )  # fmt: skip
+def test_the_next_command_is_about_the_newest_candidate(project: Project, tiny: Any, tmp_path: Path) -> None:
+    """Another candidate than the one that was gated is to be gated; draws of another teacher begin the loop anew."""
+    snapshot = {"snapshot_id": "5" * 16, "name": "v1", "teacher_hash": TEACHER, "n_samples": 3, "n_dropped": 0}
+    append_json(project.events_dir, "snapshot", {**snapshot, "created": "2026-03-02"})
     student(project)
     gate(project, "g1", "gate", a="pass")
     student(project, "bb22000000000000")
     assert loop_facts(project, DAY, FINISHED)["next"] == "distdata gate"
-    release = {"teacher": "tiny", "teacher_version": "2", "teacher_hash": "f" * 16, "released": "2026-03-09"}
-    append_json(project.events_dir, "release", release)
-    catch_up(project)
-    assert "distdata cycle: a teacher version came out" in loop_facts(project, DAY, FINISHED)["next"]
+    bought = tiny.build(tmp_path / "bought")  # with a train plan
+    append_json(bought.events_dir, "snapshot", {**snapshot, "created": "2026-03-02"})
+    student(bought, teacher_hash="f" * 16)
+    assert "draws of another teacher version" in loop_facts(bought, DAY, FINISHED)["next"]
 
 
 def test_the_lag_counts_days_from_the_release(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,17 @@ def test_a_release_amid_a_cycle_meets_no_old_student(
     assert {student for student, _ in later} == {done.student_id}
 
 
+def test_other_terms_amid_a_cycle_get_another_candidate(worlds: Any, heard: Any, tiny: Any, tmp_path: Path) -> None:
+    """A student that was judged on other metrics has no look left: the cycle trains another and goes on by itself."""
+    project = worlds.raw(tmp_path / "p", **worlds.WORLDS["easy"])
+    stop(project, heard, "easy", ("loop", "gate_student", 1, "after"))
+    changed = worlds.edit(project, 'metrics = ["outcome", "distance"]', 'metrics = ["outcome"]')
+    done = run_cycle(changed, heard, heard, heard, budget=BUDGETS["easy"])
+    assert done.ended == "promoted", done.reason
+    turns = tiny.sql(changed, "SELECT split, candidate FROM gates WHERE role = 'candidate' ORDER BY gate_no")
+    assert turns == [("gate", 1), ("gate", 2), ("confirm", 1)]
+
+
 def test_draws_that_a_student_never_answers_call_a_person(worlds: Any, heard: Any, tiny: Any, tmp_path: Path) -> None:
     """One gate draw that the student fails twice: nothing is explained, bought or promoted, and the reason says why."""
     project = worlds.raw(tmp_path / "p", **worlds.WORLDS["easy"])

@@ -367,7 +367,7 @@ def generate(
     )  # fmt: skip
     emit(as_json, done.as_dict(), lambda: run_words(here, done, before, **screen()))
     if done.failures:
-        say("Ask the failed draws again with: distdata generate --retry-failed")
+        say(f"Ask them again: distdata generate{f' --plan {plan_id}' if plan_id else ''} --retry-failed")
 
 
 @app.command()

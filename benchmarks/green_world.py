@@ -28,7 +28,11 @@ from distdata.catalogs.storage import Storage
 from distdata.generate.teachers.crossing.law import Mixture, mixture
 from distdata.generate.teachers.crossing.seeds import seeds as crossing_seeds
 from distdata.generate.teachers.crossing.teacher import CrossingTeacher
-from distdata.generate.teachers.crossing.world import AXES
+from distdata.generate.teachers.crossing.world import AXES, WORLD
+from distdata.stratify.minima import GateAims, tied_contrasts
+from distdata.stratify.plan import make_plan
+from distdata.stratify.request import Plan, PlanRequest, Rates
+from distdata.stratify.spending import spent_alpha
 from distdata.stratify.splits import assign_splits
 from distdata.train_min.job import TrainJob
 from distdata.train_min.latent_student import LatentStudent
@@ -39,20 +43,18 @@ Floats = NDArray[np.float64]
 PRESET = Path(__file__).parents[1] / "generate" / "presets" / "driving.toml"
 HEADER = {"snapshot_id": "cost-to-green", "teacher": {"id": "crossing", "version": "1", "content_hash": "crossing"}}
 _BATCH = 4096
-HELD_OUT, MIN_GROUPS = 0.1, 20
-"""Share of the drives that is held out for gates, and as much for confirming; the fewest drives of a slice's gate."""
 Sampler = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 """Conditions [B, C] and noise [B, 3, 2, 24] to finished latents."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How large a form is: seeds of the world, seeds of the truth's world, draws for it, a student and its training."""
+    """How large a form is: seeds of the world, of the truth's world and of a gated slice, draws, and the training."""
 
     n_seeds: int
     n_truth_seeds: int
     n_truth_draws: int
-    k_gate: int
+    gate_seeds: int
     first_corpus: int
     rungs: int
     repetitions: int
@@ -101,9 +103,10 @@ class GreenWorld:
         self.salt = f"green-{repetition}"
         self.cells = build_cells(self.config, {}, {}, PRESET.parent)
         self.seeds = _Seeds(size.n_seeds, self.salt, self.cells)
+        rules = self.config.splits
         splits = assign_splits(
             self.seeds.table.select("slice", "grp"), pl.DataFrame(schema={"grp": pl.String, "split": pl.String}),
-            gate=HELD_OUT, confirm=HELD_OUT, min_groups=MIN_GROUPS, salt=self.salt,
+            gate=rules.gate, confirm=rules.confirm, min_groups=rules.min_groups, salt=self.salt,
         )  # fmt: skip
         prn = unit_intervals("prn", self.salt, self.seeds.table["seed_id"].to_list())
         self.candidates = self.seeds.table.join(splits, on="grp", maintain_order="left").select(
@@ -173,15 +176,37 @@ class GreenWorld:
     # --- gates ---------------------------------------------------------------------------------------------------
 
     def gate_draws(self) -> tuple[pl.DataFrame, list[str]]:
-        """Return the gate's draws (seed_id, k, slice, cell, scenario) and the teacher's outcomes, made once."""
+        """Return the gate's draws (seed_id, k, slice, cell, scenario) and the teacher's outcomes, made once.
+
+        They are what `distdata plan --purpose gate` buys with the preset's rules, but for the seeds that metrics other
+        than the outcome ask for: a slice's scenario types share its draws alike, as the truth weighs them.
+        """
         if self._gate is None:
-            held = self.candidates.filter(pl.col("split") == "gate").sort("prn")
-            k = pl.when("decision_point").then(self.size.k_gate).otherwise(1)
-            draws = held.with_columns(k=pl.int_ranges(0, k)).explode("k").join(
+            plan = self._gate_plan()
+            of = self.candidates.select("seed_id", "slice", "scenario", "cell_id").join(
                 self.cells.select("cell_id", "cell"), on="cell_id", maintain_order="left"
+            )  # fmt: skip
+            draws = plan.draws.select("seed_id", pl.col("k").cast(pl.Int64)).join(
+                of, on="seed_id", maintain_order="left"
             )  # fmt: skip
             self._gate = draws, self._labels(self.seeds, draws, self._teacher_latents)
         return self._gate
+
+    def _gate_plan(self) -> Plan:
+        rules, labels = self.config.gates, {name: len(kind.outcomes) for name, kind in WORLD.scenarios.items()}
+        aims = GateAims(
+            sigma=rules.sigma, expected_difference=rules.expected_difference, power=rules.power,
+            seeds=self.size.gate_seeds, lean=1.0,
+            alpha=spent_alpha(rules.alpha, candidate=rules.candidates, n_looks=rules.looks),
+            n_contrasts=tied_contrasts(list(labels.values())),
+        )  # fmt: skip
+        request = PlanRequest(
+            purpose="gate", k=self.config.plan.k, aims=aims, held_out=("gate", "confirm"),
+            min_groups=self.config.splits.min_groups,
+        )  # fmt: skip
+        cells = self.cells.with_columns(n_labels=pl.col("scenario").replace_strict(labels, return_dtype=pl.Int64))
+        nothing = pl.DataFrame(schema={"seed_id": pl.String, "k": pl.Int64})
+        return make_plan(request, cells, self.candidates.drop("slice", "scenario"), nothing, Rates(usd=0.0, gpu_s=0.0))
 
     def paired(self, sample: Sampler, slices: Sequence[str] | None = None) -> pl.DataFrame:
         """Return paired gate draws of a student, as `stratify.verdict.judge` takes them."""

@@ -5,11 +5,13 @@ smallest of a ladder of corpora (each 1.41 times the one before) that is green, 
 starts with the smallest and lets gates and diagnoses say what to add; `oracle` starts there too, sees the truth of
 every slice after each training and adds a half to those outside. A run ends where the truth says so (see
 `green_world.GreenWorld.green`), not where a gate does; one that never gets there is shown as censored. The teacher's
-gate draws are charged to all alike. World, fleet shares and bands are those of the driving preset.
+gate draws are charged to all alike, confirming draws to none. World, fleet shares and bands are those of the driving
+preset. The policies that buy in one go thus know the smallest size that does, which nobody knows beforehand; and only
+refreshes may train a wider student or weigh slices up, as diagnoses tell them, which costs no teacher time.
 
 SIZE=small runs the code path in minutes on students that are too small to learn: its figure means nothing.
 DEVICE=cuda trains on a GPU. JOBS=2 runs so many repetitions side by side. RUNS=FILE keeps what is finished there, a
-JSON object a line, and does not run it again: the whole of it takes hours.
+JSON object a line, and does not run it again while code and preset stay as they are: the whole of it takes hours.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from distdata.catalogs.hashing import bytes_hash, content_hash
 from distdata.stratify.budget import Budget
 from distdata.stratify.causes import Evidence, Trial, Verdict, find_causes
 from distdata.stratify.growth import refresh_goals
@@ -37,7 +40,7 @@ from distdata.stratify.request import Plan, PlanRequest, Rates
 from distdata.stratify.verdict import GateResult, GateSettings, judge
 
 from .green_picture import Run, green_picture, median_run
-from .green_world import GreenWorld, Sampler, Size
+from .green_world import PRESET, GreenWorld, Sampler, Size
 from .report import emit, small, versions
 
 POLICIES = ("gate", "uniform", "fleet")
@@ -97,7 +100,7 @@ def main() -> None:
 
 def _repetition(size: Size, repetition: int) -> dict[str, Run]:
     """Return every policy's run in one repetition's world; those that `RUNS` holds are read."""
-    known = {(r["repetition"], r["policy"]): (r["usd"], r["green"]) for r in _kept() if r["size"] == repr(size)}
+    known = {(r["repetition"], r["policy"]): (r["usd"], r["green"]) for r in _kept() if r["made"] == _made_by(size)}
     found = {name: known.get((repetition, name)) for name in RUNS_OF}
     with tempfile.TemporaryDirectory() as folder:
         world = GreenWorld(Path(folder), size, repetition)
@@ -116,7 +119,15 @@ def _kept() -> list[dict[str, Any]]:
 def _keep(run: dict[str, Any], size: Size) -> None:
     print(json.dumps(run), flush=True)
     with Path(os.environ.get("RUNS", os.devnull)).open("a") as f:
-        f.write(json.dumps({**run, "size": repr(size)}) + "\n")
+        f.write(json.dumps({**run, "made": _made_by(size)}) + "\n")
+
+
+def _made_by(size: Size) -> str:
+    """Return a hash of the size, the preset, and all code that a run may depend on."""
+    packages = ("benchmarks", "catalogs", "generate", "stratify", "train_min")
+    folders = [Path(__file__).parents[1] / name for name in packages]
+    code = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    return content_hash([repr(size), *(bytes_hash([path.read_bytes()]) for path in [PRESET, *code])])
 
 
 def _met(runs: dict[str, list[Run]]) -> bool:
@@ -267,8 +278,9 @@ def _turn(world: GreenWorld, corpus: Corpus, gate: GateResult, red: list[str], n
     full = [gate, probe("full", base, 1, corpus.widen)]
     fewer = [thinned(base, red, 0.25, salt=str(seed)) for seed in (0, 1)]
     quarter = [probe("quarter", frame, seed, corpus.widen) for seed, frame in enumerate(fewer)]
-    up = [probe("up", weighted_up(base, red), 0, corpus.widen, everywhere=True)]
-    harmed = tuple(sorted(_said(gate, "pass") & _said(up[0], "fail")))
+    heavier = weighted_up(base, red)  # the same where all slices are red and weigh alike
+    up = [] if heavier.equals(base) else [probe("up", heavier, 0, corpus.widen, everywhere=True)]
+    harmed = tuple(sorted(_said(gate, "pass") & _said(up[0], "fail"))) if up else ()
     wider = [probe("wider", base, 0, 2 * corpus.widen)]
     kept, left = (dict(frame.group_by("slice").len().iter_rows()) for frame in (base, fewer[0]))
     found = find_causes([

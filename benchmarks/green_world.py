@@ -179,7 +179,8 @@ class GreenWorld:
         """Return the gate's draws (seed_id, k, slice, cell, scenario) and the teacher's outcomes, made once.
 
         They are what `distdata plan --purpose gate` buys with the preset's rules, but for the seeds that metrics other
-        than the outcome ask for: a slice's scenario types share its draws alike, as the truth weighs them.
+        than the outcome ask for. A slice's scenario types share its draws alike where they have the seeds; in tunnels
+        and in some snow one type has few, and weighs less in the gate than in the truth, which takes all types alike.
         """
         if self._gate is None:
             plan = self._gate_plan()
@@ -195,7 +196,7 @@ class GreenWorld:
     def _gate_plan(self) -> Plan:
         rules, labels = self.config.gates, {name: len(kind.outcomes) for name, kind in WORLD.scenarios.items()}
         aims = GateAims(
-            sigma=rules.sigma, expected_difference=rules.expected_difference, power=rules.power,
+            sigma=rules.sigma, tau=rules.tau, expected_difference=rules.expected_difference, power=rules.power,
             seeds=self.size.gate_seeds, lean=1.0,
             alpha=spent_alpha(rules.alpha, candidate=rules.candidates, n_looks=rules.looks),
             n_contrasts=tied_contrasts(list(labels.values())),

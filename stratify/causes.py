@@ -9,8 +9,6 @@ In this order, because each remedy is cheaper than the next, or makes the next u
 - `coverage`: half of the slice's data at the same total weight is worse than all of it, and more data may reach the
   band. The only cause that spends.
 - `capacity` again: a wider student comes within the band, if not so surely that the gate passes it.
-- `weighting` or `capacity` for a slice in which nothing is wrong that shows: trained again as it is, it lies within its
-  band and the gate can't tell. Of those two the first that the gate passes is taken, as it buys nothing.
 - `unknown`: none of these; a person looks.
 
 A score is the largest |estimate| / band of the slice's failing rows: 1 is the edge of the band. All students are gated
@@ -184,9 +182,6 @@ class Diagnosis:
     noise: TrainingNoise
 
 
-_SAID: Mapping[CauseName, str] = {"weighting": "weighting it up", "capacity": "a wider student"}
-
-
 def find_causes(evidence: Sequence[Evidence]) -> Diagnosis:
     """Decide for all red slices together: they share the noise estimate and the exponent of the learning curves.
 
@@ -245,23 +240,7 @@ def _decide(e: Evidence, noise: TrainingNoise, curves: Curves | None) -> Cause:
         return cause("coverage")
     if wider:
         return cause("capacity")
-    if e.full.green(noise):
-        free: tuple[tuple[CauseName, Trial], ...] = (
-            ("weighting", Trial(scores=()) if e.harmed else e.up_weighted), ("capacity", e.wider),
-        )  # fmt: skip
-        for name, trial in free:
-            if trial.verdicts and set(trial.verdicts) == {"pass"} and trial.mean < e.full.mean:
-                said.append(
-                    f"trained again as it is it seems to lie within its band ({e.full.mean:.2f}), which the gate can't "
-                    f"tell; the gate passes it with {trial.mean:.2f} by {_SAID[name]}, and that buys nothing"
-                )
-                return cause(name)
-        said.append(
-            f"trained again as it is it seems to lie within its band ({e.full.mean:.2f}); the gate has too few draws to"
-            " tell. Buy it more for the next student: distdata plan --purpose gate --budget ..."
-        )
-        return cause("unknown")
-    said.append(_nearest(e))
+    said.append(_within(e) if e.full.green(noise) else _nearest(e))
     return cause("unknown")
 
 
@@ -394,6 +373,15 @@ def _nearest(e: Evidence) -> str:
         return "nothing was tried that could turn it green"
     best, words = min(tried, key=lambda pair: pair[0])
     return f"nothing turned it green; {words} came closest with {best:.2f} of the band"
+
+
+def _within(e: Evidence) -> str:
+    """Say that nothing is wrong with the student that shows: what is missing are draws that a gate can tell it by."""
+    return (
+        f"trained again as it is it lies within its band ({e.full.mean:.2f}), and nothing is surely better: what is "
+        "missing are gate draws that can tell. Buy more of them for the next student (distdata plan --purpose gate "
+        "--budget ...), or more training draws to bring it further inside (distdata plan --budget ...)"
+    )
 
 
 def _scores(trial: Trial) -> str:

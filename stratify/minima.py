@@ -21,7 +21,7 @@ An outcome split passes when all of its contrasts lie inside the band. Those tha
 teacher agree differ as much as the worst one does, and each of the `n_contrasts` gets its part of beta (Bonferroni).
 
 A gate asks whether a student behaves under a slice's conditions, not how often the fleet meets them: its draws are
-dealt to the slice's cells in equal shares, so that rare scenario types are seen too.
+dealt to the slice's cells in equal shares as far as these have seeds, so that rare scenario types are seen too.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -165,9 +165,8 @@ def sensor_frames(salt: str, per_type: int) -> dict[str, pl.DataFrame]:
 # --- power -----------------------------------------------------------------------------------------------------------
 
 OWN = {name: own for name, (_, own) in DEFECTS.items()} | dict.fromkeys(SHIFTS, "coherence")
-ALONE = {"dropped mode", "halved control gain", *SHIFTS}
-"""Defects of one kind only: no other metric has a reason to fail in most gates. A car that leaves 8 m less of room
-than the teacher's is also far from it, which the distance sees where there are seeds enough."""
+ALONE = {"dropped mode", "halved control gain", "planner caution", *SHIFTS}
+"""Defects of one kind only: no other metric has a reason to fail in most gates of `PER_TYPE`."""
 
 
 def some_seeds(frame: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
@@ -178,7 +177,7 @@ def some_seeds(frame: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
     )
 
 
-def check(gates: Sequence[Mapping[str, set[tuple[str, str]]]], least: float) -> None:
+def check(gates: Sequence[Mapping[str, set[tuple[str, str]]]], least: float, alone: Set[str] = ALONE) -> None:
     """Check what failed in gates, by student: each defect caught by its own metric, where it was planted."""
     n = len(gates)
     for name, own in OWN.items():
@@ -188,7 +187,7 @@ def check(gates: Sequence[Mapping[str, set[tuple[str, str]]]], least: float) -> 
         print(f"{name:26} {own:10} caught {caught:.2f} of {len(rows)} gates; also failed: {dict(others)}")
         assert caught >= least, (name, caught)
         assert sum(any(where == HEALTHY for where, _ in r) for r in rows) <= 0.05 * n + 2, name
-        if name in ALONE:
+        if name in alone:
             assert all(count <= 0.25 * len(rows) for count in others.values()), (name, others)
     alarms = [bool(g["undamaged"]) for g in gates]
     print(f"undamaged                  fails anything in {np.mean(alarms):.3f} of {n} gates")
@@ -218,7 +217,10 @@ def test_defects_are_caught_by_their_own_metric(pool: list[dict[str, pl.DataFram
 
 
 WIDE = 40
-"""Seeds of each type where a planner is asked: of twenty fresh gates of `PER_TYPE` only sixteen saw it brake harder."""
+"""Seeds of each type where a planner is asked: of twenty gates of `PER_TYPE` only sixteen saw it brake harder.
+
+So many see as well that a car that leaves 8 m less of room is far from its teacher's.
+"""
 
 
 @pytest.mark.prove
@@ -228,12 +230,10 @@ def test_defects_are_caught_in_fresh_gates() -> None:
     most = [name for name in DEFECTS if name != "planner caution"]
     for run in range(20):
         found = defaultdict(set)
-        salt = f"fresh {run}"
-        for students in (
-            frames(salt, PER_TYPE, most), frames(salt, WIDE, ["planner caution"]), sensor_frames(salt, PER_TYPE)
-        ):  # fmt: skip
+        salt, wide = f"fresh {run}", frames(f"wide {run}", WIDE, ["planner caution"])
+        for students in (frames(salt, PER_TYPE, most), wide, sensor_frames(salt, PER_TYPE)):
             for name, frame in students.items():
                 found[name] |= failed(gate(frame))
         gates.append(found)
         print(run, {n: sorted(f) for n, f in found.items()}, flush=True)
-    check(gates, 0.9)
+    check(gates, 0.9, ALONE - {"planner caution"})

@@ -134,22 +134,22 @@ def student_kl(folder, held_out):
     return float(per_token[batch["mask"]].mean())
 
 
-RUNS = 4
+RUNS, PROMPTS = 3, 2_000
 """Trainings a form, each with prompts, first weights, an order and sampled counts of its own."""
 
 
 @pytest.fixture
 def kl_of(corpus, tmp_path):
-    """Return a function that trains by word_kd on a run's 8,000 records of a form and returns the student's KL."""
-    table = seeds(2_400, "counts against top-k").to_pylist()
+    """Return a function that trains by word_kd on a run's 32,000 records of a form and returns the student's KL."""
+    table = seeds(RUNS * PROMPTS + 400, "counts against top-k").to_pylist()
     order = np.random.default_rng(0).permutation(len(table))
     held_out = list(
-        MarkovTeacher(probabilities="dense").sample(asked([table[i] for i in order[2_000:]], "held out", 0))
+        MarkovTeacher(probabilities="dense").sample(asked([table[i] for i in order[RUNS * PROMPTS :]], "held out", 0))
     )
 
     def train_one(run, form, **settings):
         teacher = MarkovTeacher(probabilities=form, n_counts=16, head=4)
-        prompts = [table[i] for i in order[500 * run : 500 * (run + 1)]]
+        prompts = [table[i] for i in order[PROMPTS * run : PROMPTS * (run + 1)]]
         draws = [d.members for k in range(16) for d in teacher.sample(asked(prompts, f"train {run}", k))]
         out = tmp_path / f"{form}-{run}"
         storage, frame = corpus(draws, per_shard=8_000, location=out.name, kind=["logits"] * len(draws))
@@ -172,18 +172,19 @@ def difference(dense, counts):
 
 @pytest.mark.prove
 def test_recipe_from_counts_reaches_the_dense_student_and_topk_does_not(kl_of):
-    """A causal language model of width 8 ends at the same KL by word_kd from 16 counts as from whole laws.
+    """A causal language model of width 16 ends at the same KL by word_kd from 16 counts as from whole laws.
 
-    Four runs a form, 600 steps of 256; KL by the teacher's law on 400 other prompts. Same: the means differ by less
-    than 3 standard errors of the runs (one false alarm in 40 if the laws of the runs are the same, two sides of 6
-    degrees of freedom; seeds fixed) and by less than a fifth. The first 4 ids, which take more bytes than the 3.2
-    different ids of 16 counts, end at more than twice the KL.
+    Three runs a form, 2,400 steps of 256; KL by the teacher's law on 400 other prompts. Same: counts are not above by 3
+    standard errors of the runs (one side of 4 degrees of freedom: one false alarm in 50 if the laws of the runs are the
+    same; seeds fixed) nor by a half. The first 4 ids, which take more bytes than the 3.2 different ids of 16 counts,
+    end at ten times the KL. With a quarter of the prompts counts end at twice the KL of whole laws, as their noise is
+    learnt.
     """
-    small = {"width": 8, "lr": 0.02, "batch": 256, "steps": 600}
+    small = {"width": 16, "lr": 0.02, "batch": 256, "steps": 2_400}
     dense, counts = (np.array([kl_of(run, form, **small) for run in range(RUNS)]) for form in ("dense", "counts"))
     top = kl_of(0, "top_k", probabilities="topk", **small)
     found, error = difference(dense, counts)
     print(f"dense {dense.round(5)}, counts {counts.round(5)}, first 4 {top:.5f}: {found:.5f}, s.e. {error:.5f}")
-    assert abs(found) < 3 * error
-    assert abs(found) < 0.2 * dense.mean()
-    assert top > 2 * max(dense.mean(), counts.mean())
+    assert found < 3 * error
+    assert found < 0.5 * dense.mean()
+    assert top > 10 * max(dense.mean(), counts.mean())

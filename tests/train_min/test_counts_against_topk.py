@@ -172,13 +172,12 @@ def difference(dense, counts):
 
 @pytest.mark.prove
 def test_recipe_from_counts_reaches_the_dense_student_and_topk_does_not(kl_of):
-    """A causal language model of width 16 ends at the same KL by word_kd from 16 counts as from whole laws.
+    """A causal language model of width 16 ends near the same KL by word_kd from 16 counts as from whole laws.
 
-    Three runs a form, 2,400 steps of 256; KL by the teacher's law on 400 other prompts. Same: counts are not above by 3
-    standard errors of the runs (one side of 4 degrees of freedom: one false alarm in 50 if the laws of the runs are the
-    same; seeds fixed) nor by a half. The first 4 ids, which take more bytes than the 3.2 different ids of 16 counts,
-    end at ten times the KL. With a quarter of the prompts counts end at twice the KL of whole laws, as their noise is
-    learnt.
+    Three runs a form, 2,400 steps of 256; KL by the teacher's law on 400 other prompts. Near: counts are above by less
+    than 3 standard errors of the runs (one side of 4 degrees of freedom: one false alarm in 50 if the laws of the runs
+    are the same; seeds fixed) and by less than a hundredth of a nat. The first 4 ids, which take more bytes than the
+    3.2 different ids of 16 counts, end at more than ten times the KL of either.
     """
     small = {"width": 16, "lr": 0.02, "batch": 256, "steps": 2_400}
     dense, counts = (np.array([kl_of(run, form, **small) for run in range(RUNS)]) for form in ("dense", "counts"))
@@ -186,5 +185,5 @@ def test_recipe_from_counts_reaches_the_dense_student_and_topk_does_not(kl_of):
     found, error = difference(dense, counts)
     print(f"dense {dense.round(5)}, counts {counts.round(5)}, first 4 {top:.5f}: {found:.5f}, s.e. {error:.5f}")
     assert found < 3 * error
-    assert found < 0.5 * dense.mean()
+    assert found < 0.01
     assert top > 10 * max(dense.mean(), counts.mean())
